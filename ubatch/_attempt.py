@@ -1,0 +1,145 @@
+"""One batch: from its calls to one outcome for each caller.
+
+Pure: `attempt` is a generator that asks its driver to call the handler and turns what comes of it into
+outcomes, so that a thread and an event loop can drive the same decisions. An outcome is a plain value, or an
+exception instance that is to be raised in that caller: the convention of the handler's own output.
+
+Guarantees: one outcome for each item, whatever the handler does; no two callers share an exception object,
+unless it is one that cannot be copied; nobody gets a `BaseException` that would end their thread.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from .errors import BadBatchOutputSize, HandlerFailed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from typing import Any
+
+    from ._binding import Batch, Bindable, Binder
+
+
+class Raised:
+    """What a driver sends when the handler raised."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def attempt(items: Sequence[Bindable], binder: Binder) -> Generator[Batch, Any, tuple[list[Any], int]]:
+    """Turn a batch into outcomes.
+
+    Yields:
+        Arguments for one call of the handler. The driver sends back what the handler returned, or `Raised`.
+
+    Returns:
+        One outcome for each item, in order, and how many of them are errors.
+    """
+    outcomes: list[Any] = [None] * len(items)
+    errors = 0
+
+    def misfit(position: int, error: TypeError) -> None:
+        nonlocal errors
+        outcomes[position] = error
+        errors += 1
+
+    for batch in binder.gather(items, misfit):
+        output = yield batch
+        results, failed = _results(output, len(batch.positions))
+        if len(results) == len(outcomes):
+            return results, failed
+        errors += failed
+        for position, result in zip(batch.positions, results, strict=True):
+            outcomes[position] = result
+    return outcomes, errors
+
+
+def _results(output: Any, expected: int) -> tuple[list[Any], int]:
+    if type(output) is Raised:
+        return [own(output.error) for _ in range(expected)], expected
+    try:
+        got = _length(output)
+        results = list(output) if got == expected else []
+        if got == expected and len(results) != expected:
+            got = len(results)
+    except Exception as error:  # a sequence with a mind of its own
+        return [own(error) for _ in range(expected)], expected
+    if got != expected:
+        return [BadBatchOutputSize(expected, got) for _ in range(expected)], expected
+    failed = [index for index, result in enumerate(results) if isinstance(result, BaseException)]
+    given: set[int] = set()
+    for index in failed:
+        error = results[index]
+        if id(error) in given or _must_not_be_raised(error):
+            results[index] = own(error)
+        given.add(id(error))
+    return results, len(failed)
+
+
+def _length(output: Any) -> int | str:
+    """The number of results in a handler's output; the name of its type if it is not a batch of results."""
+    if type(output) is list:
+        return len(output)
+    if isinstance(output, Sequence) and not isinstance(output, (str, bytes, bytearray, memoryview)):
+        return len(output)
+    shape = getattr(output, "shape", None)
+    if shape is None or not hasattr(type(output), "dtype"):  # data frames have a shape too
+        return type(output).__name__
+    return int(shape[0]) if len(shape) else f"0-d {type(output).__name__}"
+
+
+def _must_not_be_raised(error: BaseException) -> bool:
+    # CancelledError is known by its name: asyncio, concurrent.futures and others have one each
+    return (
+        not isinstance(error, Exception)
+        or isinstance(error, (StopIteration, StopAsyncIteration))
+        or any(kind.__name__ == "CancelledError" for kind in type(error).__mro__)
+    )
+
+
+def own(error: BaseException) -> Exception:
+    """An exception equal to `error` for one caller alone, so that no two callers' tracebacks grow on one object.
+
+    Returns:
+        A copy of the same type and state; `error` itself if it cannot be copied faithfully; `HandlerFailed`
+        with `error` as its cause if it must not be raised in a caller as it is.
+    """
+    if not isinstance(error, Exception) or _must_not_be_raised(error):
+        failure = HandlerFailed(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+        failure.__cause__ = error
+        return failure
+    for make in (copy.copy, _bare_copy):
+        try:
+            twin = make(error)
+            faithful = (
+                twin is not error
+                and type(twin) is type(error)
+                and len(twin.args) == len(error.args)
+                and all(a is b or a == b for a, b in zip(twin.args, error.args, strict=True))
+                and str(twin) == str(error)
+            )
+        except Exception:  # constructors of other people's exceptions take what they like
+            continue
+        if faithful:
+            twin.__traceback__ = error.__traceback__
+            twin.__cause__ = error.__cause__
+            twin.__context__ = error.__context__
+            twin.__suppress_context__ = error.__suppress_context__
+            notes = getattr(error, "__notes__", None)
+            if notes is not None:
+                twin.__notes__ = list(notes)  # type: ignore[attr-defined]
+            return twin
+    return error
+
+
+def _bare_copy(error: Exception) -> Exception:
+    twin = type(error).__new__(type(error), *error.args)
+    twin.args = error.args
+    twin.__dict__.update(error.__dict__)
+    return twin

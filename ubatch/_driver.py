@@ -1,0 +1,474 @@
+"""The thread driver: the queue, the worker thread, starting, stopping, forking.
+
+Purpose: `Driver` is the engine under `UBatch`. Callers `_put` tickets; a worker, a native thread that comes with
+the first item and goes when it has idled, cuts batches, calls the handler and delivers the outcomes.
+
+Guarantees:
+- Every accepted ticket is delivered once: by the worker; by `stop`, when its time is up; after a worker's
+  death; or, in a forked child, by the fork hook.
+- One worker at a time. A batch is cut when the worker is free to run it, never before.
+- `_put` takes no lock while the worker is awake, and never waits for one that its own thread holds, so that
+  it is safe in a signal handler and in a `__del__`. No user code runs while a lock is held.
+- An idle worker holds neither the batcher nor any item, result or exception: a forgotten batcher is collected.
+
+How there is one worker. `_seat` says who it is. It is set under `_lock`, from `NOBODY` to a new seat by who
+hires, and back by the worker that leaves or by who gives up on it. A worker that finds another seat there has
+been dismissed: it touches nothing any more.
+
+How no wake-up is lost without a lock. `seat.wake_at` is the queue length from which on a submitter looks after
+the worker (0 on the seat of `NOBODY`). A submitter appends, then reads the seat and its `wake_at`; a worker
+writes `wake_at`, or leaves its seat, then reads the queue's length, then sleeps or ends. Whichever comes second
+sees the other. The token that wakes is a binary lock; one release too many is a harmless extra look.
+
+How a batcher stays collectable and loses nothing. The idle worker holds a weak reference. Who wakes it puts a
+strong one on the seat first, so the batcher lives on until the worker has taken over. The worker clears it
+before it says, by `wake_at`, that it sleeps, and again after each wake-up.
+
+Assumptions: the GIL, or memory ordering as strong, orders these reads and writes; operations on list and deque
+are atomic. `_lock` is held for a few steps only; within them, a check of `_seat` and its setting are adjacent,
+so that neither a signal handler nor a garbage collection on the same thread comes between.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import warnings
+import weakref
+from collections import deque
+from functools import partial
+
+from . import _native
+from ._attempt import Raised, attempt
+from ._binding import UNBOUND, Binder
+from ._native import get_ident, monotonic
+from ._policy import Window
+from ._schedule import Fifo
+from ._waiters import PENDING, Ticket, ThreadTicket, blocking, deliver
+from .errors import Stopped, WorkerDied
+from .stats import Counters
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from .stats import Stats
+
+NEVER = sys.maxsize
+"""`wake_at` of a worker that is awake."""
+
+IDLE_EXIT = 10.0
+"""Seconds without an item after which a worker thread ends."""
+
+EXIT_WAIT = 2.0
+"""Seconds that the interpreter's exit waits for running handlers, all batchers together."""
+
+_living: dict[int, weakref.ref[Driver]] = {}  # every driver, by id; operations on a dict are atomic
+
+
+class Seat:
+    """A worker's place at its batcher."""
+
+    __slots__ = ("batch", "mine", "strong", "thread", "token", "unclaimed", "wake_at")
+
+    def __init__(self, wake_at: int) -> None:
+        self.wake_at = wake_at
+        self.thread = 0  # identity of the worker's thread, once it runs
+        self.token = _native.allocate_lock()
+        self.token.acquire()
+        self.strong: Driver | None = None
+        self.unclaimed = [True]  # popped by the thread that sits down
+        self.batch: list[Any] = []  # tickets taken from the queue and not all delivered yet
+        self.mine: list[bool] = []  # while the handler runs: who pops its one element delivers `batch`
+
+    def wake(self, driver: Driver) -> None:
+        self.strong = driver  # before the release; see the head of the file
+        self.ring()
+
+    def ring(self) -> None:
+        try:
+            self.token.release()
+        except RuntimeError:  # released already: the worker is about to look
+            pass
+
+
+NOBODY = Seat(0)
+
+
+class Driver:
+    """The engine under `UBatch`; see the head of the file."""
+
+    def __init__(self, name: str, max_size: int, policy: Window) -> None:
+        self._name = name
+        self._max_size = max_size
+        self._policy = policy
+        self._handler: Callable[..., Any] | None = None
+        self._binder: Binder | None = None
+        self._started = False  # whether a worker may come
+        self._closed = False  # whether items are refused
+        self._warned = False
+        self._fresh()
+        _living[id(self)] = weakref.ref(self, partial(_forget, id(self)))
+
+    def _fresh(self) -> None:
+        """Make all that a forked child must not share with its parent."""
+        self._lock = _native.reentrant_lock()  # guards the setting of _seat, and counting by others than the worker
+        self._seat = NOBODY
+        self._schedule = Fifo()
+        self._counters = Counters()
+        self._farewells: deque[Ticket] = deque()  # of those who wait until the worker has nothing left to do
+
+    def __del__(self) -> None:
+        if self._schedule.queue:  # it never had a worker, and never will
+            self._give_up_queue(partial(Stopped, self._name))
+
+    def _snapshot(self) -> Stats:
+        seat = self._seat
+        return self._counters.snapshot(len(self._schedule), len(seat.batch) if seat.mine else 0)
+
+    # -- submitting ---------------------------------------------------------------------------------------
+
+    def _put(self, ticket: Ticket) -> None:
+        """Accept a ticket.
+
+        Raises:
+            TypeError: its arguments do not fit the handler.
+            Stopped: the batcher accepts nothing.
+            WorkerDied: no worker thread can be started.
+        """
+        if self._closed:
+            raise Stopped(self._name)
+        binder = self._binder
+        ticket.call = UNBOUND if binder is None else binder.bind(ticket.args, ticket.kwargs)
+        queue = self._schedule.queue
+        queue.append(ticket)
+        seat = self._seat
+        if len(queue) >= seat.wake_at:
+            if seat.wake_at:
+                seat.wake(self)
+            else:
+                self._attend([ticket])
+
+    def _put_all(self, tickets: Sequence[Ticket]) -> None:
+        """Accept all tickets at one moment, or none. Raises as `_put`."""
+        if self._closed:
+            raise Stopped(self._name)
+        binder = self._binder
+        for ticket in tickets:
+            ticket.call = UNBOUND if binder is None else binder.bind(ticket.args, ticket.kwargs)
+        self._schedule.queue.extend(tickets)
+        seat = self._seat
+        if seat is NOBODY:
+            self._attend(tickets)
+        elif len(self._schedule.queue) >= seat.wake_at:
+            seat.wake(self)
+
+    def _attend(self, tickets: Sequence[Ticket]) -> None:
+        """The slow half of `_put`: nobody sits at the queue that the tickets are in."""
+        with self._lock:
+            refused = self._closed and [ticket for ticket in tickets if self._schedule.withdraw(ticket)]
+        if refused:
+            raise Stopped(self._name)
+        if self._started:
+            self._call_worker()
+        elif not self._warned:
+            self._warned = True
+            missing = "set_handler() and start()" if self._handler is None else "start()"
+            try:
+                warnings.warn(f"batcher {self._name!r}: items wait for {missing}", RuntimeWarning, stacklevel=4)
+            except RuntimeWarning:  # made an error by the program's filters: then the call has failed
+                for ticket in tickets:
+                    self._schedule.withdraw(ticket)
+                raise
+
+    def _leave(self, tickets: Sequence[Ticket]) -> None:
+        """Their callers are gone: drop those that no batch has yet, and keep the chain of wake-ups whole."""
+        for ticket in tickets:
+            ticket.left = True
+        self._schedule.stale = True
+
+    def _call_worker(self) -> None:
+        """Wake the worker; hire one if there is none."""
+        seat = Seat(NEVER)
+        with self._lock:
+            if self._seat is NOBODY:
+                self._seat = seat
+            elif self._seat.thread:
+                self._seat.wake(self)
+                return
+            else:
+                return  # one is on its way, and has yet to look at the queue
+        try:
+            _start(self, seat)
+        except RuntimeError as error:
+            self._bury(seat, error)
+            raise WorkerDied(self._name, str(error)) from error
+        except BaseException:
+            # interrupted, before or after the start; others may count on it, and one too many finds its seat taken
+            _start(self, seat)
+            raise
+
+    # -- working ------------------------------------------------------------------------------------------
+
+    def _serve(self, seat: Seat) -> None:
+        """Run batches until nothing is queued, or the seat is another's; then `wake_at` says that it sleeps."""
+        queue = self._schedule.queue
+        seat.wake_at = NEVER
+        while self._seat is seat:
+            if not queue:
+                seat.strong = None
+                seat.wake_at = 1
+                if not queue:
+                    return
+                seat.wake_at = NEVER
+            elif self._closed or not self._hold(seat):
+                self._run(seat)
+
+    def _hold(self, seat: Seat) -> bool:
+        """Wait if the policy says so; `False` if it says to cut."""
+        schedule = self._schedule
+        if schedule.stale:
+            self._count_cancelled(schedule.purge(self._max_size))
+        oldest = schedule.oldest()
+        if oldest is None:
+            return True
+        now = monotonic()
+        hold = self._policy.decide(now, len(schedule.queue), oldest, self._max_size)
+        if hold is None:
+            return False
+        seat.wake_at = hold.wake_at
+        if len(schedule.queue) < hold.wake_at and not self._closed:
+            seat.token.acquire(True, min(max(hold.until - now, 0.0), _native.MAX_WAIT))
+        seat.wake_at = NEVER
+        return True
+
+    def _run(self, seat: Seat) -> None:
+        """Cut a batch, call the handler, deliver."""
+        seat.batch = batch = []
+        cancelled = self._schedule.take(self._max_size, batch)
+        if cancelled:
+            self._count_cancelled(cancelled)
+        if not batch:
+            return
+        handler, binder, counters = self._handler, self._binder, self._counters
+        assert handler is not None and binder is not None, "a worker without a handler"
+        counters.items += len(batch)
+        counters.batches += 1
+        seat.mine.append(True)
+        steps = attempt(batch, binder)
+        call = output = None
+        try:
+            while True:
+                call = steps.send(output)
+                try:
+                    output = handler(*call.args, **call.kwargs)
+                except BaseException as error:
+                    error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without this frame
+                    output = Raised(error)
+        except StopIteration as end:
+            outcomes, errors = end.value
+        try:
+            seat.mine.pop()
+        except IndexError:  # stop() gave up on this batch while the handler ran
+            return
+        finally:
+            # an exception's traceback keeps this frame: leave nothing in it but what is still to be delivered
+            del steps, output, call
+        counters.errors += errors
+        deliver(batch, outcomes)
+        seat.batch = []
+        del batch, outcomes
+
+    def _retire(self, seat: Seat) -> bool:
+        """Leave the seat; `False` if an item came at the last moment, and the worker is to stay."""
+        with self._lock:
+            if self._seat is not seat:
+                return True
+            self._seat = NOBODY
+            if self._schedule.queue:
+                self._seat = seat
+                return False
+        self._farewell()
+        return True
+
+    def _bury(self, seat: Seat, error: BaseException) -> None:
+        """A worker died: fail what it had, and what was queued behind it. The next item gets a new worker."""
+        with self._lock:
+            if self._seat is not seat:
+                return
+            self._seat = NOBODY
+        import logging
+
+        logging.getLogger("ubatch").error("the worker of batcher %r died", self._name, exc_info=error)
+        died = partial(_because, error, WorkerDied, self._name, f"{type(error).__name__}: {error}")
+        self._give_up_batch(seat, died)
+        self._give_up_queue(died)
+        self._farewell()
+
+    def _give_up_batch(self, seat: Seat, error: Callable[[], Exception]) -> None:
+        batch = seat.batch
+        outcomes = [error() if ticket.outcome is PENDING else ticket.outcome for ticket in batch]
+        with self._lock:
+            self._counters.errors += sum(ticket.outcome is PENDING for ticket in batch)
+        seat.batch = []
+        deliver(batch, outcomes)
+
+    def _give_up_queue(self, error: Callable[[], Exception]) -> None:
+        tickets: list[Any] = []
+        self._count_cancelled(self._schedule.take(len(self._schedule), tickets))
+        with self._lock:
+            self._counters.dropped += len(tickets)
+        deliver(tickets, [error() for _ in tickets])
+
+    def _count_cancelled(self, count: int) -> None:
+        with self._lock:
+            self._counters.cancelled += count
+
+    # -- stopping -----------------------------------------------------------------------------------------
+
+    def _close(self, drain: bool) -> None:
+        self._closed = True
+        if not drain or self._handler is None:
+            self._give_up_queue(partial(Stopped, self._name))
+
+    def _say_when_done(self, ticket: Ticket) -> None:
+        """Deliver `ticket` when the worker has nothing left to do."""
+        self._farewells.append(ticket)
+        if self._seat is NOBODY and not self._schedule.queue:
+            self._farewell()
+        else:
+            try:
+                self._call_worker()
+            except WorkerDied:
+                pass  # everything has been given up, and farewell been said
+
+    def _farewell(self) -> None:
+        while self._farewells:
+            try:
+                ticket = self._farewells.popleft()
+            except IndexError:
+                return
+            deliver([ticket], [True])
+
+    def _dismiss(self) -> None:
+        """Give up on the worker and on all that it has, as its time is up."""
+        with self._lock:
+            seat, self._seat = self._seat, NOBODY
+        stopped = partial(Stopped, self._name)
+        self._give_up_queue(stopped)
+        if seat.mine:
+            try:
+                seat.mine.pop()
+            except IndexError:
+                pass  # the handler has just returned, and the worker delivers
+            else:
+                self._give_up_batch(seat, stopped)
+        if seat is not NOBODY:
+            seat.wake(self)
+        self._farewell()
+
+    def _stop(self, drain: bool, timeout: float | None) -> bool:
+        self._close(drain)
+        if get_ident() == self._seat.thread:
+            return False  # it cannot wait for itself; it will drain and end
+        ticket = blocking((), {})
+        if isinstance(ticket, ThreadTicket):
+            ticket.thread = 0  # no link of a chain: it may give up waiting
+        self._say_when_done(ticket)
+        if ticket.wait(timeout):
+            return True
+        self._dismiss()
+        return False
+
+    # -- forking ------------------------------------------------------------------------------------------
+
+    def _forked(self) -> None:
+        """In the child: start anew; what was inherited has nobody to run it. No inherited lock is touched."""
+        seat = self._seat
+        inherited = [*self._schedule.queue, *seat.batch, *self._farewells]
+        if seat is not NOBODY:
+            seat.mine.clear()
+        self._fresh()
+        for ticket in inherited:
+            ticket.orphan(WorkerDied(self._name, "it belongs to the parent of this forked process"))
+
+
+def _because(cause: BaseException, make: Callable[..., Exception], *args: Any) -> Exception:
+    error = make(*args)
+    error.__cause__ = cause
+    return error
+
+
+def _forget(key: int, _: object) -> None:
+    _living.pop(key, None)
+
+
+def _start(driver: Driver, seat: Seat) -> None:
+    if sys.is_finalizing():
+        raise RuntimeError("the interpreter is shutting down")
+    # in a box, as the thread's own records hold its arguments for as long as it runs
+    box = [driver]
+    _native.start_thread(f"ubatch-{driver._name}", partial(_work, box, seat), partial(_not_started, box, seat))
+
+
+def _not_started(box: list[Driver], seat: Seat, error: BaseException) -> None:
+    box.pop()._bury(seat, error)
+
+
+def _work(box: list[Driver], seat: Seat) -> None:
+    """The worker thread."""
+    driver: Driver | None = box.pop()
+    try:
+        seat.unclaimed.pop()
+    except IndexError:  # hired twice
+        return
+    seat.thread = get_ident()
+    ref = weakref.ref(driver, lambda _: seat.ring())
+    try:
+        while True:
+            driver._serve(seat)
+            if driver._farewells and not driver._closed:
+                driver._farewell()  # of a stop() that a start() has overtaken
+            if (driver._closed or driver._seat is not seat) and driver._retire(seat):
+                break
+            driver = None
+            woken = seat.token.acquire(True, IDLE_EXIT)
+            driver = seat.strong
+            seat.strong = None
+            if driver is None:
+                driver = ref()
+            if driver is None or (not woken and driver._retire(seat)):
+                break
+    except BaseException as error:
+        driver = driver or seat.strong or ref()
+        if driver is not None:
+            driver._bury(seat, error)
+    finally:
+        driver = None
+        _native.destroy_hub()
+
+
+def _drivers() -> list[Driver]:
+    return [driver for ref in list(_living.values()) if (driver := ref()) is not None]
+
+
+def _after_fork_in_child() -> None:
+    for driver in _drivers():
+        driver._forked()
+
+
+def _at_exit() -> None:
+    """No drain: what is queued fails; running handlers get a moment; workers end while there is an interpreter."""
+    until = monotonic() + EXIT_WAIT
+    drivers = _drivers()
+    for driver in drivers:
+        driver._close(drain=False)
+    for driver in drivers:
+        driver._stop(drain=False, timeout=max(0.0, until - monotonic()))
+
+
+atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,99 @@
+"""What the operating system gives, also under gevent's monkey patching: thread, lock, clock.
+
+A worker must be a native thread: a handler that computes outside the GIL would otherwise stop the hub, and
+with it every other greenlet. gevent replaces these names in their modules, so they are taken from where it
+keeps the originals. gevent is looked at only if the program has imported it already.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import sys
+import threading
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+    from typing import Any
+
+
+def _monkey() -> Any:
+    return sys.modules.get("gevent.monkey")
+
+
+def _original(module: Any, name: str) -> Any:
+    monkey = _monkey()
+    return getattr(module, name) if monkey is None else monkey.get_original(module.__name__, name)
+
+
+def _threading_is_patched() -> bool:
+    monkey = _monkey()
+    return monkey is not None and monkey.is_module_patched("threading")
+
+
+allocate_lock: Callable[[], _thread.LockType] = _original(_thread, "allocate_lock")
+get_ident: Callable[[], int] = _original(_thread, "get_ident")
+monotonic: Callable[[], float] = _original(time, "monotonic")
+_start_new_thread: Callable[..., int] = _original(_thread, "start_new_thread")
+
+reentrant_lock: Callable[[], AbstractContextManager[bool]] = _thread.RLock
+"""A lock that its owner, a thread, may take again: from a signal handler, from a `__del__`."""
+
+MAX_WAIT: float = _thread.TIMEOUT_MAX
+"""The longest time, in seconds, that a lock can be waited for."""
+
+main_ident: int | None = None if _threading_is_patched() else threading.main_thread().ident
+"""Identity of the thread in which Python runs signal handlers; `None` where that cannot be told (gevent)."""
+
+
+def start_thread(name: str, target: Callable[[], None], failed: Callable[[BaseException], None]) -> None:
+    """Run `target` in a native daemon thread called `name`.
+
+    Safe wherever Python code can run, in a `__del__` or a signal handler too: `threading.Thread.start` takes
+    a lock of the threading module that this very thread may hold at that moment, so it is called from a
+    fresh thread. Under monkey patching `threading.Thread` would be a greenlet; the thread is then a bare one.
+
+    Args:
+        name: shown by `threading`, by debuggers and in log records.
+        target: must not raise.
+        failed: called in place of `target`, in some thread, if the second of the two starts fails.
+
+    Raises:
+        RuntimeError: no thread can be started (a limit of the system, the interpreter is shutting down).
+    """
+    if _threading_is_patched():
+        _start_new_thread(target, ())
+    else:
+        _start_new_thread(_launch, (name, target, failed))
+
+
+def _launch(name: str, target: Callable[[], None], failed: Callable[[BaseException], None]) -> None:
+    try:
+        threading.Thread(target=target, name=name, daemon=True).start()
+    except BaseException as error:
+        failed(error)
+
+
+def current_hub() -> Any:
+    """The gevent hub of this thread, or `None` (gevent not imported, or no hub made in this thread)."""
+    local = sys.modules.get("gevent._hub_local")
+    return None if local is None else local.get_hub_if_exists()
+
+
+def destroy_hub() -> None:
+    """Free the hub that patched code made for this thread, if any: one left behind costs two descriptors."""
+    hub = current_hub()
+    if hub is not None:
+        hub.destroy(destroy_loop=True)
+
+
+def _forked() -> None:
+    global main_ident
+    main_ident = None if main_ident is None else get_ident()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

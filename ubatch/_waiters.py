@@ -1,0 +1,308 @@
+"""How each kind of caller waits for its outcome, and how it is woken.
+
+A `Ticket` is one call on its way: its arguments, and later its outcome. There is one kind for each kind of
+caller: a thread (a raw lock, the cheapest waiter there is), a greenlet (its hub), a task (its event loop); the
+ticket of `submit`, a future, is in `_future`.
+
+Guarantees: `deliver` sets every outcome before it wakes anybody, outside any lock, and wakes each *home* once:
+one call into an event loop or a hub for all tickets of it. Threads are woken in a chain: `deliver` wakes the
+first, and each thread that wakes up wakes the next before it goes on. That takes the cost of the system calls,
+and the fight for the GIL, off the worker.
+
+Assumptions: a ticket is delivered by whoever owns it at that time, once (`core` sees to that). What can come
+between a thread's waking up and its waking the next would strand the rest of the chain, so the main thread,
+which signal handlers interrupt, is woken directly, and so is a thread's second ticket in one batch (a call made
+from a `__del__` inside a call): it stands above the first on the same stack. An exception injected into another
+thread (`PyThreadState_SetAsyncExc`) is allowed for everywhere except inside the `finally` that wakes the next.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from weakref import WeakKeyDictionary
+
+from . import _native
+from ._native import monotonic
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Hashable, Sequence
+    from typing import Any
+
+    from ._binding import Call
+
+PENDING: Any = type("Pending", (), {"__slots__": (), "__repr__": lambda self: "<no outcome yet>"})()
+"""The outcome of a ticket that has none yet."""
+
+
+class Ticket:
+    """One call on its way: its arguments, and an outcome once it is delivered."""
+
+    __slots__ = ("args", "arrived", "call", "kwargs", "left", "outcome")
+
+    home: Hashable
+    """Tickets of equal homes are woken together."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.args = args
+        self.kwargs = kwargs
+        self.call: Call | None = None
+        self.left = False
+        self.outcome: Any = PENDING
+        self.arrived = monotonic()
+
+    def claim(self) -> bool:
+        """Take the item for the handler; `False` if its caller has left. Called once."""
+        return not self.left
+
+    @staticmethod
+    def wake_all(tickets: Sequence[Any]) -> None:
+        """Wake the callers of tickets of this kind and of one home; their outcomes are set."""
+        raise NotImplementedError
+
+    def orphan(self, error: Exception) -> None:
+        """Give the ticket an outcome in a forked child, by its only thread, without any inherited lock."""
+        raise NotImplementedError
+
+
+class BlockingTicket(Ticket):
+    """A ticket whose caller stops until it is delivered."""
+
+    __slots__ = ()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the outcome, `timeout` seconds at most; say whether it is there."""
+        raise NotImplementedError
+
+    def result(self) -> Any:
+        """Return or raise the outcome."""
+        outcome = self.outcome
+        if isinstance(outcome, BaseException):
+            try:
+                raise outcome
+            finally:
+                del self, outcome  # the traceback refers to this frame: no cycle through it
+        return outcome
+
+
+def blocking(args: tuple[Any, ...], kwargs: dict[str, Any]) -> BlockingTicket:
+    """A ticket for whoever runs right now: a greenlet if this thread has a gevent hub, else the thread."""
+    hub = _native.current_hub()
+    return ThreadTicket(args, kwargs, _native.get_ident()) if hub is None else HubTicket(args, kwargs, hub)
+
+
+def deliver(tickets: Sequence[Ticket], outcomes: Sequence[Any]) -> None:
+    """Set the outcomes, then wake the callers, each home once."""
+    for ticket, outcome in zip(tickets, outcomes, strict=True):
+        ticket.outcome = outcome
+    if len(tickets) == 1:
+        tickets[0].wake_all(tickets)
+        return
+    homes: dict[Hashable, list[Ticket]] = {}
+    for ticket in tickets:
+        homes.setdefault(ticket.home, []).append(ticket)
+    for group in homes.values():
+        group[0].wake_all(group)
+
+
+class ThreadTicket(BlockingTicket):
+    """The ticket of a thread. `thread` is its identity, 0 if it is never to be a link of a chain."""
+
+    __slots__ = ("lock", "next", "thread", "woken")
+
+    home = "threads"
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], thread: int) -> None:
+        Ticket.__init__(self, args, kwargs)
+        self.thread = thread
+        self.woken = False
+        self.next: ThreadTicket | None = None
+        self.lock = _native.allocate_lock()
+        self.lock.acquire()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        arrived = False
+        try:
+            arrived = self.lock.acquire(True, -1 if timeout is None else min(timeout, _native.MAX_WAIT))
+        finally:
+            if not arrived:
+                self.left = True  # before the look at `woken`; `wake` does it the other way round
+            if self.woken and self.next is not None:
+                self.next.wake()
+        return arrived
+
+    def wake(self) -> None:
+        """Let the caller go on, and the rest of the chain with it. May be called twice."""
+        ticket: ThreadTicket | None = self
+        while ticket is not None:
+            ticket.woken = True
+            try:
+                ticket.lock.release()
+            except RuntimeError:  # woken before
+                pass
+            if not ticket.left:
+                return
+            ticket = ticket.next  # nobody is there to wake the next
+
+    @staticmethod
+    def wake_all(tickets: Sequence[ThreadTicket]) -> None:
+        if len(tickets) == 1:
+            tickets[0].wake()
+            return
+        direct = {0, _native.main_ident}
+        head: ThreadTicket | None = None
+        for ticket in reversed(tickets):
+            if ticket.thread in direct or _native.main_ident is None:
+                ticket.wake()
+            else:
+                direct.add(ticket.thread)
+                ticket.next = head
+                head = ticket
+        if head is not None:
+            head.wake()
+
+    def orphan(self, error: Exception) -> None:
+        if self.outcome is PENDING:
+            self.outcome = error
+            self.next = None
+            self.wake()
+
+
+class HubTicket(BlockingTicket):
+    """The ticket of a greenlet: the hub runs on while it waits, and does not think itself deadlocked."""
+
+    __slots__ = ("greenlet", "home", "hub")
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], hub: Any) -> None:
+        Ticket.__init__(self, args, kwargs)
+        self.hub = hub
+        self.home = _HubHome.of(hub)
+        self.greenlet: Any = None
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if timeout is None:
+            self._wait()
+            return True
+        from gevent import Timeout
+
+        with Timeout(timeout, False):
+            self._wait()
+        return self.outcome is not PENDING
+
+    def _wait(self) -> None:
+        from greenlet import getcurrent
+
+        greenlet = getcurrent()
+        if greenlet is self.hub:
+            raise RuntimeError("a callback of the gevent hub cannot wait for a batch; spawn a greenlet")
+        self.home.enter()
+        self.greenlet = greenlet
+        try:
+            while self.outcome is PENDING:
+                self.hub.switch()
+        finally:
+            self.left = self.outcome is PENDING
+            self.greenlet = None
+            self.home.leave()
+
+    @staticmethod
+    def wake_all(tickets: Sequence[HubTicket]) -> None:
+        tickets[0].home.wake(tickets)
+
+    def orphan(self, error: Exception) -> None:
+        if self.outcome is PENDING:
+            self.outcome = error
+            if self.greenlet is not None and self.hub is _native.current_hub():
+                # the watcher may still share its file descriptor with the parent: not through it
+                self.hub.loop.run_callback(self.greenlet.switch)
+
+
+class _HubHome:
+    """What wakes the greenlets of one hub: a watcher that any thread can trigger.
+
+    It is active while a greenlet waits, which is what keeps a hub with nothing else to do from ending.
+    """
+
+    __slots__ = ("ready", "waiting", "watcher")
+
+    _all: WeakKeyDictionary[Any, _HubHome] = WeakKeyDictionary()
+
+    def __init__(self, hub: Any) -> None:
+        self.watcher = hub.loop.async_()
+        self.ready: deque[HubTicket] = deque()
+        self.waiting = 0
+
+    @classmethod
+    def of(cls, hub: Any) -> _HubHome:
+        home = cls._all.get(hub)
+        if home is None:
+            home = cls._all[hub] = cls(hub)  # a hub belongs to one thread, this one: no race
+        return home
+
+    def enter(self) -> None:
+        if not self.waiting:
+            self.watcher.start(self._switch)
+        self.waiting += 1
+
+    def leave(self) -> None:
+        self.waiting -= 1
+        if not self.waiting:
+            self.watcher.stop()
+
+    def wake(self, tickets: Sequence[HubTicket]) -> None:
+        """Called by any thread. A greenlet that has not begun to wait will see its outcome by itself."""
+        self.ready.extend(tickets)
+        try:
+            self.watcher.send()
+        except Exception:  # the hub was destroyed, and its greenlets with it
+            self.ready.clear()
+
+    def _switch(self) -> None:
+        ready = self.ready
+        while ready:
+            ticket = ready.popleft()
+            if ticket.greenlet is not None:
+                try:
+                    ticket.greenlet.switch()
+                except BaseException:
+                    ticket.hub.handle_error(ticket.greenlet, *sys.exc_info())
+
+
+class LoopTicket(Ticket):
+    """The ticket of a task: an `asyncio.Future` of its running loop."""
+
+    __slots__ = ("future", "home")
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], loop: asyncio.AbstractEventLoop) -> None:
+        Ticket.__init__(self, args, kwargs)
+        self.home = loop
+        self.future: asyncio.Future[Any] = loop.create_future()
+
+    @staticmethod
+    def wake_all(tickets: Sequence[LoopTicket]) -> None:
+        try:
+            tickets[0].home.call_soon_threadsafe(_resolve, tickets)
+        except RuntimeError:  # the loop is closed, and its tasks are gone
+            pass
+
+    def orphan(self, error: Exception) -> None:
+        if not self.future.done():
+            try:
+                self.outcome = error
+                _resolve([self])
+                self.future.exception()  # seen: nothing is logged if nobody in this child asks for it
+            except RuntimeError:  # a loop in debug mode, of a thread that does not exist here
+                pass
+
+
+def _resolve(tickets: Sequence[LoopTicket]) -> None:
+    for ticket in tickets:
+        future, outcome = ticket.future, ticket.outcome
+        if future.done():  # cancelled meanwhile
+            continue
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)

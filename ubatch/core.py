@@ -1,0 +1,360 @@
+"""`UBatch`: the batcher that users hold, and its four ways to be called.
+
+Everything that happens between threads is in `_driver`; this file checks arguments and waits.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+
+from . import _native
+from ._binding import Binder, is_coroutine_function
+from ._driver import Driver
+from ._native import get_ident
+from ._policy import Window
+from ._typing import Generic, TypeVar
+from ._waiters import BlockingTicket, HubTicket, LoopTicket, ThreadTicket
+from .errors import HandlerAlreadySet, HandlerNotSet
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
+    from types import TracebackType
+    from typing import Any
+
+    from .stats import Stats
+
+Self = TypeVar("Self", bound="UBatch[Any, Any]")
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class UBatch(Driver, Generic[T, U]):
+    """Gathers the items of many callers and gives them to a batch handler in one call.
+
+    Threads, greenlets and coroutines each call with one item of type `T` and get their own result, of type
+    `U`; a background thread gathers what is there and calls `handler(list of items)`. The thread comes with
+    the first item and goes after a time without any. Every accepted item resolves: with a result, an error,
+    or by its caller's leaving.
+
+    All methods may be called from any thread, any greenlet and any event loop, at any time.
+
+    Args:
+        max_size: the largest batch, in items; at least 1.
+        timeout: the longest time, in seconds, that an item is held for companions while the worker is free,
+            counted from the item's arrival. 0 holds nothing. `None`, the default, leaves it to ubatch.
+        handler: `handler(list of items)` returns a sequence or an array with one result for each item, in
+            order; an exception instance in it is raised in that caller alone. With several arguments per
+            call it gets one list for each. With `handler` given here the batcher starts by itself with its
+            first item; otherwise items wait for `set_handler` and `start`.
+        name: shown in errors, in `repr` and as the name of the thread; by default the handler's name.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described; the message has its value.
+    """
+
+    def __init__(
+        self,
+        max_size: int = 64,
+        timeout: float | None = None,
+        *,
+        handler: Callable[..., Sequence[U]] | Callable[..., Any] | None = None,
+        name: str | None = None,
+    ) -> None:
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be a string, not {name!r}")
+        self._given_name = name
+        self._timeout = _checked_timeout(timeout)
+        super().__init__(name or "ubatch", _checked_max_size(max_size), _policy(self._timeout))
+        if handler is not None:
+            self.set_handler(handler)
+            self._started = True
+
+    # -- the handler, starting, stopping ------------------------------------------------------------------
+
+    def set_handler(self, handler: Callable[..., Sequence[U]] | Callable[..., Any]) -> None:
+        """Set the batch handler, once.
+
+        Args:
+            handler: see the class; any callable but a coroutine function.
+
+        Raises:
+            HandlerAlreadySet: there is one.
+            TypeError: it is not callable, or its calls would be coroutines.
+        """
+        if self._handler is not None:
+            raise HandlerAlreadySet(self._name)
+        if not callable(handler):
+            raise TypeError(f"handler must be callable, not {handler!r}")
+        if is_coroutine_function(handler):
+            raise TypeError(f"handler {handler!r} is a coroutine function, which is for ubatch.aio, not for a thread")
+        self._binder = Binder(handler)
+        if self._given_name is None:
+            self._name = getattr(handler, "__qualname__", None) or type(handler).__qualname__
+        self._handler = handler
+
+    def start(self: Self) -> Self:
+        """Let the worker run, now and again after `stop`. Does nothing if it may run already.
+
+        Returns:
+            The batcher itself.
+
+        Raises:
+            HandlerNotSet: there is no handler yet.
+        """
+        if self._handler is None:
+            raise HandlerNotSet(self._name)
+        self._started = True
+        self._closed = False
+        if self._schedule.queue:
+            self._call_worker()
+        return self
+
+    def stop(self, drain: bool = True, timeout: float | None = None) -> bool:
+        """Refuse new items, run those that are queued, and end the worker.
+
+        May be called again, concurrently, from a `__del__` and from a signal handler. From the handler
+        itself or from a done-callback it does not wait.
+
+        Args:
+            drain: whether queued items are run; otherwise they fail with `Stopped` at once. Without a
+                handler they fail in any case.
+            timeout: the longest time to wait, in seconds; `None` for no limit. After it, all that is left
+                fails with `Stopped`; if a handler is still running, its callers too, and its result is dropped.
+
+        Returns:
+            Whether all was done in time.
+
+        Raises:
+            ValueError: `timeout` is negative or not a number.
+        """
+        return self._stop(drain, _checked_timeout(timeout))
+
+    async def astop(self, drain: bool = True, timeout: float | None = None) -> bool:
+        """`stop` for coroutines: the event loop runs on meanwhile. Cancelling it cancels the waiting alone."""
+        import asyncio
+
+        timeout = _checked_timeout(timeout)
+        self._close(drain)
+        if get_ident() == self._seat.thread:
+            return False
+        ticket = LoopTicket((), {}, asyncio.get_running_loop())
+        self._say_when_done(ticket)
+        done, _ = await asyncio.wait([ticket.future], timeout=timeout)
+        if not done:
+            self._dismiss()
+        return bool(done)
+
+    def __enter__(self: Self) -> Self:
+        """Start; items that were accepted before run now."""
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop, after what is queued has run."""
+        self.stop()
+
+    # -- the four faces -----------------------------------------------------------------------------------
+
+    def ubatch(self, *args: Any, **kwargs: Any) -> U:
+        """Hand over one item and wait for its result.
+
+        A greenlet lets others run meanwhile. If the wait is interrupted (`KeyboardInterrupt`,
+        `gevent.Timeout`, a killed greenlet), the item is dropped unless a batch has it already.
+
+        Args:
+            args: usually one, the item; several, or keywords, are bound by the handler's signature.
+
+        Returns:
+            This item's result.
+
+        Raises:
+            TypeError: the call does not fit the handler.
+            Stopped: the batcher is stopped, or gave the item up.
+            RuntimeError: called by the batcher's own worker, which could never answer. `submit` may be.
+            WorkerDied: the worker is gone, or none can be started.
+            BadBatchOutputSize, HandlerFailed: see there.
+            Exception: what the handler raised, an equal object for each caller.
+        """
+        thread = get_ident()
+        if thread == self._seat.thread:
+            raise self._own_worker()
+        hub = _native.current_hub()
+        ticket: BlockingTicket
+        ticket = ThreadTicket(args, kwargs, thread) if hub is None else HubTicket(args, kwargs, hub)
+        try:
+            self._put(ticket)
+            ticket.wait()
+        except BaseException:
+            self._leave([ticket])
+            raise
+        return ticket.result()
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[U]:
+        """Hand over one item and return at once.
+
+        Args:
+            args: as for `ubatch`.
+
+        Returns:
+            A future of the result. `cancel()` drops the item unless a batch has it already.
+
+        Raises:
+            TypeError, Stopped, WorkerDied: as `ubatch`; whatever else goes wrong is in the future.
+        """
+        from ._future import FutureTicket
+
+        ticket = FutureTicket(args, kwargs, self._schedule)
+        self._put(ticket)
+        return ticket
+
+    async def aubatch(self, *args: Any, **kwargs: Any) -> U:
+        """`ubatch` for coroutines of an asyncio event loop (uvloop too). Cancelling drops the item if it can."""
+        import asyncio
+
+        if get_ident() == self._seat.thread:
+            raise self._own_worker()
+        ticket = LoopTicket(args, kwargs, asyncio.get_running_loop())
+        self._put(ticket)
+        try:
+            return await ticket.future
+        except (asyncio.CancelledError, GeneratorExit):
+            self._leave([ticket])
+            raise
+
+    def map(self, *iterables: Any) -> list[U]:
+        """Hand over many items and wait for all of them.
+
+        Args:
+            iterables: one with the items; or several, zipped, for handlers with several arguments.
+
+        Returns:
+            The results, in order.
+
+        Raises:
+            Exception: the first of the items' errors, in order, after all items are done. Arguments that do
+                not fit raise before any item is accepted. Otherwise as `ubatch`.
+        """
+        if get_ident() == self._seat.thread:
+            raise self._own_worker()
+        hub = _native.current_hub()
+        tickets: list[BlockingTicket] = [
+            ThreadTicket(args, {}, 0) if hub is None else HubTicket(args, {}, hub) for args in _calls(iterables)
+        ]
+        try:
+            self._put_all(tickets)
+            for ticket in tickets:
+                ticket.wait()
+        except BaseException:
+            self._leave(tickets)
+            raise
+        for ticket in tickets:
+            if isinstance(ticket.outcome, BaseException):
+                ticket.result()
+        return [ticket.outcome for ticket in tickets]
+
+    async def amap(self, *iterables: Any) -> list[U]:
+        """`map` for coroutines. Cancelling drops the items that no batch has yet."""
+        import asyncio
+
+        if get_ident() == self._seat.thread:
+            raise self._own_worker()
+        loop = asyncio.get_running_loop()
+        tickets = [LoopTicket(args, {}, loop) for args in _calls(iterables)]
+        try:
+            self._put_all(tickets)
+            if tickets:
+                await asyncio.wait([ticket.future for ticket in tickets])
+        except BaseException:
+            self._leave(tickets)
+            raise
+        errors = [error for ticket in tickets if (error := ticket.future.exception()) is not None]
+        if errors:
+            raise errors[0]
+        return [ticket.future.result() for ticket in tickets]
+
+    # -- looking at it ------------------------------------------------------------------------------------
+
+    @property
+    def alive(self) -> bool:
+        """Whether items are accepted."""
+        return not self._closed
+
+    @property
+    def name(self) -> str:
+        """What errors, `repr` and the thread call this batcher."""
+        return self._name
+
+    @property
+    def stats(self) -> Stats:
+        """A snapshot of what the batcher has done; see `ubatch.Stats`. Blocks nobody."""
+        return self._snapshot()
+
+    @property
+    def max_size(self) -> int:
+        """The largest batch, in items. May be set at any time; takes effect at the next cut."""
+        return self._max_size
+
+    @max_size.setter
+    def max_size(self, max_size: int) -> None:
+        self._max_size = _checked_max_size(max_size)
+        self._reconsider()
+
+    @property
+    def timeout(self) -> float | None:
+        """The longest hold, in seconds; `None` if ubatch finds it out. May be set; takes effect at the next cut."""
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, timeout: float | None) -> None:
+        self._timeout = _checked_timeout(timeout)
+        self._policy = _policy(self._timeout)
+        self._reconsider()
+
+    def __repr__(self) -> str:
+        state = "stopped" if self._closed else "running" if self._started else "waiting for start()"
+        stats = self.stats
+        return (
+            f"<UBatch {self._name!r} {state} max_size={self._max_size} timeout={self._timeout} "
+            f"queued={stats.queued} running={stats.running}>"
+        )
+
+    def _own_worker(self) -> RuntimeError:
+        return RuntimeError(
+            f"the worker of batcher {self._name!r} cannot wait for a batch that only itself could run; use submit()"
+        )
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"{self!r} cannot be copied or pickled: it has a thread; make one where it is needed")
+
+
+def _calls(iterables: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    if not iterables:
+        raise TypeError("map() needs at least one iterable")
+    return list(zip(*iterables, strict=False))
+
+
+def _checked_max_size(max_size: int) -> int:
+    if isinstance(max_size, bool) or not hasattr(max_size, "__index__"):
+        raise TypeError(f"max_size must be an integer, not {max_size!r}")
+    if operator.index(max_size) < 1:
+        raise ValueError(f"max_size must be at least 1 item, not {max_size!r}")
+    return operator.index(max_size)
+
+
+def _checked_timeout(timeout: float | None) -> float | None:
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not hasattr(timeout, "__float__"):
+        raise TypeError(f"timeout must be None or a number of seconds, not {timeout!r}")
+    if math.isnan(timeout) or timeout < 0:
+        raise ValueError(f"timeout must be None or at least 0 seconds, not {timeout!r}")
+    return float(timeout)
+
+
+def _policy(timeout: float | None) -> Window:
+    return Window(0.0 if timeout is None else timeout)

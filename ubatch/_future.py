@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, Protocol
 
-from ._waiters import Ticket
+from . import _native
+from ._waiters import HubTicket, Ticket, deliver
 
 
 class Queue(Protocol):
@@ -48,6 +49,24 @@ class FutureTicket(Ticket, Future[Any]):
         self.left = True
         self._forget()
         return True
+
+    def result(self, timeout: float | None = None) -> Any:
+        """As of any future; a greenlet lets others run meanwhile."""
+        return super().result(self._wait(timeout))
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As of any future; a greenlet lets others run meanwhile."""
+        return super().exception(self._wait(timeout))
+
+    def _wait(self, timeout: float | None) -> float | None:
+        """Where this thread has a gevent hub, wait by it (the condition would stop it, or end it); what is left."""
+        hub = None if self.done() else _native.current_hub()
+        if hub is None:
+            return timeout
+        ticket = HubTicket((), {}, hub)
+        self.add_done_callback(lambda _: deliver([ticket], [None]))
+        ticket.wait(timeout)
+        return 0
 
     def _forget(self) -> None:
         queue, self._queue = self._queue, None

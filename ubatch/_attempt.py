@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from typing import Any
 
-    from ._binding import Batch, Bindable, Binder
+    from ._binding import Bindable, Binder
+
+    Arguments = tuple[tuple[list[Any], ...], dict[str, list[Any]]]
 
 
 class Raised:
@@ -32,15 +34,18 @@ class Raised:
         self.error = error
 
 
-def attempt(items: Sequence[Bindable], binder: Binder) -> Generator[Batch, Any, tuple[list[Any], int]]:
+def attempt(items: Sequence[Bindable], binder: Binder) -> Generator[Arguments, Any, tuple[Sequence[Any], int]]:
     """Turn a batch into outcomes.
 
     Yields:
-        Arguments for one call of the handler. The driver sends back what the handler returned, or `Raised`.
+        `(args, kwargs)` for one call of the handler. The driver sends back what it returned, or `Raised`.
 
     Returns:
         One outcome for each item, in order, and how many of them are errors.
     """
+    simple = [item.args[0] for item in items if item.call is None]
+    if len(simple) == len(items):
+        return _outcomes((yield (simple,), {}), len(items))
     outcomes: list[Any] = [None] * len(items)
     errors = 0
 
@@ -49,43 +54,50 @@ def attempt(items: Sequence[Bindable], binder: Binder) -> Generator[Batch, Any, 
         outcomes[position] = error
         errors += 1
 
-    for batch in binder.gather(items, misfit):
-        output = yield batch
-        results, failed = _results(output, len(batch.positions))
-        if len(results) == len(outcomes):
-            return results, failed
+    for positions, args, kwargs in binder.group(items, misfit):
+        results, failed = _outcomes((yield args, kwargs), len(positions))
         errors += failed
-        for position, result in zip(batch.positions, results, strict=True):
+        for position, result in zip(positions, results, strict=True):
             outcomes[position] = result
     return outcomes, errors
 
 
-def _results(output: Any, expected: int) -> tuple[list[Any], int]:
+def _outcomes(output: Any, expected: int) -> tuple[Sequence[Any], int]:
+    """What comes of one handler call for each of its `expected` items, and how many of these are errors."""
     if type(output) is Raised:
         return [own(output.error) for _ in range(expected)], expected
-    try:
-        got = _length(output)
-        results = list(output) if got == expected else []
-        if got == expected and len(results) != expected:
-            got = len(results)
-    except Exception as error:  # a sequence with a mind of its own
-        return [own(error) for _ in range(expected)], expected
-    if got != expected:
-        return [BadBatchOutputSize(expected, got) for _ in range(expected)], expected
-    failed = [index for index, result in enumerate(results) if isinstance(result, BaseException)]
+    if type(output) is list and len(output) == expected:
+        results = output
+    else:
+        try:
+            got = _length(output)
+            results = list(output) if got == expected else []
+            if got == expected and len(results) != expected:
+                got = len(results)
+        except Exception as error:  # a sequence with a mind of its own
+            return [own(error) for _ in range(expected)], expected
+        if got != expected:
+            return [BadBatchOutputSize(expected, got) for _ in range(expected)], expected
+    for result in results:
+        if isinstance(result, BaseException):
+            return _errors_apart(results)
+    return results, 0
+
+
+def _errors_apart(results: list[Any]) -> tuple[list[Any], int]:
+    """See to it that each exception among the results is its caller's alone, and may be raised there."""
+    results = list(results)  # the handler may hold on to its own
     given: set[int] = set()
-    for index in failed:
-        error = results[index]
-        if id(error) in given or _must_not_be_raised(error):
-            results[index] = own(error)
-        given.add(id(error))
-    return results, len(failed)
+    for index, error in enumerate(results):
+        if isinstance(error, BaseException):
+            if id(error) in given or _must_not_be_raised(error):
+                results[index] = own(error)
+            given.add(id(error))
+    return results, sum(isinstance(result, BaseException) for result in results)
 
 
 def _length(output: Any) -> int | str:
     """The number of results in a handler's output; the name of its type if it is not a batch of results."""
-    if type(output) is list:
-        return len(output)
     if isinstance(output, Sequence) and not isinstance(output, (str, bytes, bytearray, memoryview)):
         return len(output)
     shape = getattr(output, "shape", None)

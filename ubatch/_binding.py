@@ -21,6 +21,8 @@ if TYPE_CHECKING:
         call: Call | None
         """Its arguments once bound; `None` if it is simple; `UNBOUND` if the handler was not known yet."""
 
+    Group = tuple[list[int], tuple[list[Any], ...], dict[str, list[Any]]]
+
 
 class Call:
     """The arguments of one call, sorted out by the handler's signature.
@@ -41,25 +43,6 @@ class Call:
 
 UNBOUND = Call({}, (), {})
 """Stands for the arguments of a call that was accepted before the handler was known."""
-
-
-class Batch:
-    """One call of the handler: `handler(*args, **kwargs)`, each argument a list.
-
-    Args:
-        positions: which of the gathered items the lists hold, in order.
-        args: one list for each positional argument.
-        kwargs: one list for each keyword argument.
-    """
-
-    __slots__ = ("args", "kwargs", "positions")
-
-    def __init__(
-        self, positions: Sequence[int], args: tuple[list[Any], ...], kwargs: dict[str, list[Any]]
-    ) -> None:
-        self.positions = positions
-        self.args = args
-        self.kwargs = kwargs
 
 
 class Binder:
@@ -121,22 +104,22 @@ class Binder:
                 named[name] = value
         return Call(named, rest, extra)
 
-    def gather(self, items: Sequence[Bindable], failed: Callable[[int, TypeError], None]) -> Iterator[Batch]:
-        """Make the fewest handler calls that serve `items`: one, unless they differ in `*args` or `**kwargs`.
+    def group(self, items: Sequence[Bindable], failed: Callable[[int, TypeError], None]) -> Iterator[Group]:
+        """Sort calls, not all of them simple, into the fewest handler calls that serve them.
 
-        A parameter that none of the calls passed is left out; if one call passed it, the others contribute
-        its default. The handler's `*args` and `**kwargs` have no defaults, so calls that differ in how many
-        or which of them they pass go in separate handler calls.
+        That is one, unless they differ in `*args` or `**kwargs`: these have no defaults, so calls that differ in
+        how many or which of them they pass go in separate handler calls. A parameter that none of the calls
+        passed is left out; if one call passed it, the others contribute its default.
 
         Args:
             items: the calls, in order.
             failed: told the position of an item that was accepted before the handler was known, and does
                 not fit it.
+
+        Yields:
+            Positions in `items`, and the `args` and `kwargs` for `handler(*args, **kwargs)`, each a list with
+            one element for each position.
         """
-        simple = [item.args[0] for item in items if item.call is None]
-        if len(simple) == len(items):
-            yield Batch(range(len(items)), (simple,), {})
-            return
         alike: dict[Any, tuple[list[int], list[Call]]] = {}
         for position, item in enumerate(items):
             try:
@@ -150,7 +133,7 @@ class Binder:
             positions.append(position)
             calls.append(call)
         for positions, calls in alike.values():
-            yield Batch(positions, *self._columns(calls))
+            yield positions, *self._columns(calls)
 
     def _columns(self, calls: list[Call]) -> tuple[tuple[list[Any], ...], dict[str, list[Any]]]:
         passed: set[str] = set().union(*(call.named for call in calls))

@@ -141,7 +141,10 @@ class Driver:
         if self._closed:
             raise Stopped(self._name)
         binder = self._binder
-        ticket.call = UNBOUND if binder is None else binder.bind(ticket.args, ticket.kwargs)
+        if binder is None:
+            ticket.call = UNBOUND
+        elif ticket.kwargs or len(ticket.args) != 1 or not binder.accepts_one:
+            ticket.call = binder.bind(ticket.args, ticket.kwargs)
         queue = self._schedule.queue
         queue.append(ticket)
         seat = self._seat
@@ -183,6 +186,12 @@ class Driver:
                     self._schedule.withdraw(ticket)
                 raise
 
+    def _reconsider(self) -> None:
+        """The policy, or what it goes by, has changed: let the worker look again."""
+        seat = self._seat
+        if seat is not NOBODY:
+            seat.wake(self)
+
     def _leave(self, tickets: Sequence[Ticket]) -> None:
         """Their callers are gone: drop those that no batch has yet, and keep the chain of wake-ups whole."""
         for ticket in tickets:
@@ -211,6 +220,16 @@ class Driver:
             raise
 
     # -- working ------------------------------------------------------------------------------------------
+
+    def _shift(self, seat: Seat) -> bool:
+        """Work until there is nothing to do; `False` if the thread is to end then."""
+        while True:
+            self._serve(seat)
+            if self._seat is seat and not self._closed:
+                self._farewell()  # to a stop() that a start() has overtaken
+                return True
+            if self._retire(seat):
+                return False
 
     def _serve(self, seat: Seat) -> None:
         """Run batches until nothing is queued, or the seat is another's; then `wake_at` says that it sleeps."""
@@ -258,12 +277,12 @@ class Driver:
         counters.batches += 1
         seat.mine.append(True)
         steps = attempt(batch, binder)
-        call = output = None
+        args = kwargs = output = None
         try:
             while True:
-                call = steps.send(output)
+                args, kwargs = steps.send(output)
                 try:
-                    output = handler(*call.args, **call.kwargs)
+                    output = handler(*args, **kwargs)
                 except BaseException as error:
                     error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without this frame
                     output = Raised(error)
@@ -275,7 +294,7 @@ class Driver:
             return
         finally:
             # an exception's traceback keeps this frame: leave nothing in it but what is still to be delivered
-            del steps, output, call
+            del steps, output, args, kwargs
         counters.errors += errors
         deliver(batch, outcomes)
         seat.batch = []
@@ -427,19 +446,12 @@ def _work(box: list[Driver], seat: Seat) -> None:
     seat.thread = get_ident()
     ref = weakref.ref(driver, lambda _: seat.ring())
     try:
-        while True:
-            driver._serve(seat)
-            if driver._farewells and not driver._closed:
-                driver._farewell()  # of a stop() that a start() has overtaken
-            if (driver._closed or driver._seat is not seat) and driver._retire(seat):
-                break
+        while driver is not None and driver._shift(seat):
             driver = None
             woken = seat.token.acquire(True, IDLE_EXIT)
-            driver = seat.strong
+            driver = seat.strong or ref()
             seat.strong = None
-            if driver is None:
-                driver = ref()
-            if driver is None or (not woken and driver._retire(seat)):
+            if driver is not None and not woken and driver._retire(seat):
                 break
     except BaseException as error:
         driver = driver or seat.strong or ref()

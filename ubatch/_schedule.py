@@ -56,17 +56,21 @@ class Fifo:
             How many more were thrown away because their callers had left.
         """
         queue = self.queue
-        gone = 0
-        while (room := most - len(into)) > 0 and queue:
-            held = len(into)
+        gone = held = 0
+        while held < most and queue:
             try:
-                into.extend(starmap(queue.popleft, repeat((), min(room, len(queue)))))
+                into.extend(starmap(queue.popleft, repeat((), min(most - held, len(queue)))))
             except IndexError:  # stop() took the rest meanwhile
                 pass
-            claimed = [item for item in islice(into, held, None) if item.claim()]
-            if held + len(claimed) < len(into):
-                gone += len(into) - held - len(claimed)
-                into[held:] = claimed
+            left = []
+            for item in islice(into, held, None):
+                if not item.claim():
+                    left.append(item)
+            if not left:
+                break
+            gone += len(left)
+            into[:] = [item for item in into if item not in left]
+            held = len(into)
         return gone
 
     def purge(self, most: int) -> int:

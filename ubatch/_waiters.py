@@ -23,7 +23,7 @@ from collections import deque
 from weakref import WeakKeyDictionary
 
 from . import _native
-from ._native import monotonic
+from ._native import allocate_lock, monotonic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,11 +95,13 @@ def blocking(args: tuple[Any, ...], kwargs: dict[str, Any]) -> BlockingTicket:
 
 def deliver(tickets: Sequence[Ticket], outcomes: Sequence[Any]) -> None:
     """Set the outcomes, then wake the callers, each home once."""
+    if len(tickets) == 1:
+        ticket = tickets[0]
+        ticket.outcome = outcomes[0]
+        ticket.wake_all(tickets)
+        return
     for ticket, outcome in zip(tickets, outcomes, strict=True):
         ticket.outcome = outcome
-    if len(tickets) == 1:
-        tickets[0].wake_all(tickets)
-        return
     homes: dict[Hashable, list[Ticket]] = {}
     for ticket in tickets:
         homes.setdefault(ticket.home, []).append(ticket)
@@ -115,12 +117,12 @@ class ThreadTicket(BlockingTicket):
     home = "threads"
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], thread: int) -> None:
-        Ticket.__init__(self, args, kwargs)
+        super().__init__(args, kwargs)
         self.thread = thread
         self.woken = False
         self.next: ThreadTicket | None = None
-        self.lock = _native.allocate_lock()
-        self.lock.acquire()
+        self.lock = lock = allocate_lock()
+        lock.acquire()
 
     def wait(self, timeout: float | None = None) -> bool:
         arrived = False

@@ -13,17 +13,18 @@ from ._binding import Binder, is_coroutine_function
 from ._driver import Driver
 from ._native import get_ident
 from ._policy import Window
-from ._typing import Generic, TypeVar
+from ._typing import Generic, TypeVar, overload
 from ._waiters import BlockingTicket, HubTicket, LoopTicket, ThreadTicket
 from .errors import HandlerAlreadySet, HandlerNotSet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterable
     from concurrent.futures import Future
     from types import TracebackType
     from typing import Any
 
+    from ._typing import Handler
     from .stats import Stats
 
 Self = TypeVar("Self", bound="UBatch[Any, Any]")
@@ -61,7 +62,7 @@ class UBatch(Driver, Generic[T, U]):
         max_size: int = 64,
         timeout: float | None = None,
         *,
-        handler: Callable[..., Sequence[U]] | Callable[..., Any] | None = None,
+        handler: Handler[T, U] | None = None,
         name: str | None = None,
     ) -> None:
         if name is not None and not isinstance(name, str):
@@ -75,7 +76,7 @@ class UBatch(Driver, Generic[T, U]):
 
     # -- the handler, starting, stopping ------------------------------------------------------------------
 
-    def set_handler(self, handler: Callable[..., Sequence[U]] | Callable[..., Any]) -> None:
+    def set_handler(self, handler: Handler[T, U]) -> None:
         """Set the batch handler, once.
 
         Args:
@@ -160,7 +161,11 @@ class UBatch(Driver, Generic[T, U]):
 
     # -- the four faces -----------------------------------------------------------------------------------
 
-    def ubatch(self, *args: Any, **kwargs: Any) -> U:
+    @overload
+    def ubatch(self, item: T, /, *args: Any, **kwargs: Any) -> U: ...
+    @overload
+    def ubatch(self, **kwargs: Any) -> U: ...
+    def ubatch(self, *args: Any, **kwargs: Any) -> Any:
         """Hand over one item and wait for its result.
 
         A greenlet lets others run meanwhile. If the wait is interrupted (`KeyboardInterrupt`,
@@ -194,7 +199,11 @@ class UBatch(Driver, Generic[T, U]):
             raise
         return ticket.result()
 
-    def submit(self, *args: Any, **kwargs: Any) -> Future[U]:
+    @overload
+    def submit(self, item: T, /, *args: Any, **kwargs: Any) -> Future[U]: ...
+    @overload
+    def submit(self, **kwargs: Any) -> Future[U]: ...
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
         """Hand over one item and return at once.
 
         Args:
@@ -212,7 +221,11 @@ class UBatch(Driver, Generic[T, U]):
         self._put(ticket)
         return ticket
 
-    async def aubatch(self, *args: Any, **kwargs: Any) -> U:
+    @overload
+    async def aubatch(self, item: T, /, *args: Any, **kwargs: Any) -> U: ...
+    @overload
+    async def aubatch(self, **kwargs: Any) -> U: ...
+    async def aubatch(self, *args: Any, **kwargs: Any) -> Any:
         """`ubatch` for coroutines of an asyncio event loop (uvloop too). Cancelling drops the item if it can."""
         import asyncio
 
@@ -226,11 +239,12 @@ class UBatch(Driver, Generic[T, U]):
             self._leave([ticket])
             raise
 
-    def map(self, *iterables: Any) -> list[U]:
+    def map(self, items: Iterable[T], /, *more: Iterable[Any]) -> list[U]:
         """Hand over many items and wait for all of them.
 
         Args:
-            iterables: one with the items; or several, zipped, for handlers with several arguments.
+            items: one for each call.
+            more: further arguments, zipped with the items, for handlers with several.
 
         Returns:
             The results, in order.
@@ -243,7 +257,8 @@ class UBatch(Driver, Generic[T, U]):
             raise self._own_worker()
         hub = _native.current_hub()
         tickets: list[BlockingTicket] = [
-            ThreadTicket(args, {}, 0) if hub is None else HubTicket(args, {}, hub) for args in _calls(iterables)
+            ThreadTicket(args, {}, 0) if hub is None else HubTicket(args, {}, hub)
+            for args in zip(items, *more, strict=False)
         ]
         try:
             self._put_all(tickets)
@@ -257,14 +272,14 @@ class UBatch(Driver, Generic[T, U]):
                 ticket.result()
         return [ticket.outcome for ticket in tickets]
 
-    async def amap(self, *iterables: Any) -> list[U]:
+    async def amap(self, items: Iterable[T], /, *more: Iterable[Any]) -> list[U]:
         """`map` for coroutines. Cancelling drops the items that no batch has yet."""
         import asyncio
 
         if get_ident() == self._seat.thread:
             raise self._own_worker()
         loop = asyncio.get_running_loop()
-        tickets = [LoopTicket(args, {}, loop) for args in _calls(iterables)]
+        tickets = [LoopTicket(args, {}, loop) for args in zip(items, *more, strict=False)]
         try:
             self._put_all(tickets)
             if tickets:
@@ -330,12 +345,6 @@ class UBatch(Driver, Generic[T, U]):
 
     def __reduce__(self) -> Any:
         raise TypeError(f"{self!r} cannot be copied or pickled: it has a thread; make one where it is needed")
-
-
-def _calls(iterables: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    if not iterables:
-        raise TypeError("map() needs at least one iterable")
-    return list(zip(*iterables, strict=False))
 
 
 def _checked_max_size(max_size: int) -> int:

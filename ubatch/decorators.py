@@ -19,24 +19,51 @@ import types
 
 from . import _native
 from ._binding import is_coroutine_function
-from ._typing import Generic, ParamSpec, TypeVar
+from ._typing import Generic, ParamSpec, TypeVar, overload
 from .core import UBatch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine, Iterable
     from concurrent.futures import Future
-    from typing import Any
+    from typing import Any, Concatenate, NoReturn, Protocol
 
+    from ._typing import Face, Results
     from .stats import Stats
 
+    class _Decorator(Protocol):
+        """The decorator with its options given."""
+
+        @overload
+        def __call__(self, function: classmethod[Any, P, R], /) -> BatchedClassMethod[P, R]: ...
+        @overload
+        def __call__(self, function: staticmethod[P, R], /) -> BatchedStaticMethod[P, R]: ...
+        @overload
+        def __call__(self, function: Callable[P, R], /) -> BatchedFunction[P, R]: ...
+
+
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+S = TypeVar("S")
+T = TypeVar("T")
+U = TypeVar("U")
 
 _numbers = itertools.count(1)
 _making = _native.reentrant_lock()  # guards the making of batchers
 
 
+@overload
+def ubatch_decorator(function: classmethod[Any, P, R], /) -> BatchedClassMethod[P, R]: ...
+@overload
+def ubatch_decorator(function: staticmethod[P, R], /) -> BatchedStaticMethod[P, R]: ...
+@overload
+def ubatch_decorator(function: Callable[P, R], /) -> BatchedFunction[P, R]: ...
+@overload
+def ubatch_decorator(
+    max_size: int = 64, timeout: float | None = None, *, name: str | None = None
+) -> _Decorator: ...
 def ubatch_decorator(max_size: Any = 64, timeout: float | None = None, *, name: str | None = None) -> Any:
     """Give a batch function the faces of a batcher: `f.ubatch(x)`, `f.submit(x)`, `await f.aubatch(x)`, `f.map(xs)`.
 
@@ -61,24 +88,35 @@ def ubatch_decorator(max_size: Any = 64, timeout: float | None = None, *, name: 
     options = {"max_size": max_size, "timeout": timeout, "name": name}
     UBatch(**options)  # a wrong option is told here, where it stands
 
-    def decorator(function: Callable[..., Any]) -> Any:
+    def decorator(function: Any) -> Any:
         return _decorate(function, options, sys._getframe(1))
 
     return decorator
 
 
-def _decorate(function: Any, options: dict[str, Any], frame: types.FrameType) -> BatchedFunction[Any, Any]:
-    decorated: BatchedFunction[Any, Any] = BatchedFunction(function, options)
+def _decorate(function: Any, options: dict[str, Any], frame: types.FrameType) -> BatchedFunction[..., Any]:
+    kind: type[BatchedFunction[..., Any]] = BatchedFunction
+    if isinstance(function, classmethod):
+        function, kind = function.__func__, BatchedClassMethod
+    elif isinstance(function, staticmethod):
+        function, kind = function.__func__, BatchedStaticMethod
+    if not callable(function):
+        raise TypeError(f"ubatch_decorator decorates functions, not {function!r}")
+    if is_coroutine_function(function):
+        raise TypeError(f"{function!r} is a coroutine function, which is for ubatch.aio, not for a thread")
+    decorated = kind(function, options)
     if "__module__" in frame.f_locals and "__qualname__" in frame.f_locals:  # a class body
         _OrderCheck.put(decorated, frame.f_locals)
     return decorated
 
 
-class _Faces:
-    """The faces of a batcher on something that has one."""
+class _Faces(Generic[P, R_co]):
+    """The faces of a batcher on something that has one; `P` and `R_co` are those of the plain function."""
+
+    __slots__ = ()
 
     @property
-    def batcher(self) -> UBatch[Any, Any]:
+    def batcher(self: _Faces[Concatenate[list[T], ...], Results[U]]) -> UBatch[T, U]:
         """The batcher behind the faces; made at first use."""
         raise NotImplementedError
 
@@ -87,64 +125,66 @@ class _Faces:
         """See `UBatch.stats`."""
         return self.batcher.stats
 
-    def ubatch(self, *args: Any, **kwargs: Any) -> Any:
+    @property
+    def ubatch(self: _Faces[Concatenate[list[T], ...], Results[U]]) -> Face[T, U]:
         """Hand over one item and wait for its result; see `UBatch.ubatch`."""
-        return self.batcher.ubatch(*args, **kwargs)
+        return self.batcher.ubatch
 
-    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+    @property
+    def submit(self: _Faces[Concatenate[list[T], ...], Results[U]]) -> Face[T, Future[U]]:
         """Hand over one item and get a future; see `UBatch.submit`."""
-        return self.batcher.submit(*args, **kwargs)
+        return self.batcher.submit
 
-    async def aubatch(self, *args: Any, **kwargs: Any) -> Any:
+    @property
+    def aubatch(self: _Faces[Concatenate[list[T], ...], Results[U]]) -> Face[T, Coroutine[Any, Any, U]]:
         """`ubatch` for coroutines; see `UBatch.aubatch`."""
-        return await self.batcher.aubatch(*args, **kwargs)
+        return self.batcher.aubatch
 
-    def map(self, *iterables: Any) -> list[Any]:
+    def map(
+        self: _Faces[Concatenate[list[T], ...], Results[U]], items: Iterable[T], /, *more: Iterable[Any]
+    ) -> list[U]:
         """Hand over many items and wait for all; see `UBatch.map`."""
-        return self.batcher.map(*iterables)
+        return self.batcher.map(items, *more)
 
-    async def amap(self, *iterables: Any) -> list[Any]:
+    async def amap(
+        self: _Faces[Concatenate[list[T], ...], Results[U]], items: Iterable[T], /, *more: Iterable[Any]
+    ) -> list[U]:
         """`map` for coroutines; see `UBatch.amap`."""
-        return await self.batcher.amap(*iterables)
+        return await self.batcher.amap(items, *more)
 
 
-class BatchedFunction(_Faces, Generic[P, R]):
+class BatchedFunction(_Faces[P, R_co]):
     """What `ubatch_decorator` makes: the plain function, the faces, and a descriptor for methods."""
 
-    __wrapped__: Callable[P, R]
+    __wrapped__: Callable[P, R_co]
+    __name__: str
+    __qualname__: str
 
-    def __init__(self, function: Callable[P, R] | Any, options: dict[str, Any]) -> None:
-        self._of_class = isinstance(function, classmethod)
-        self._static = isinstance(function, staticmethod)
-        if self._of_class or self._static:
-            function = function.__func__
-        if not callable(function):
-            raise TypeError(f"ubatch_decorator decorates functions, not {function!r}")
-        if is_coroutine_function(function):
-            raise TypeError(f"{function!r} is a coroutine function, which is for ubatch.aio, not for a thread")
+    def __init__(self, function: Callable[P, R_co], options: dict[str, Any]) -> None:
         functools.update_wrapper(self, function)
         self._options = options
         self._key = f"__ubatch_{next(_numbers)}_{getattr(function, '__name__', '')}"
-        self._is_method = self._of_class
+        self._is_method = False
 
     def __set_name__(self, owner: type, name: str) -> None:
         # a function made elsewhere that a class body gives a second name stays a function
-        here = getattr(self.__wrapped__, "__qualname__", None) == f"{owner.__qualname__}.{name}"
-        self._is_method = self._is_method or (here and not self._static)
+        self._is_method |= getattr(self, "__qualname__", None) == f"{owner.__qualname__}.{name}"
 
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        if self._of_class:
-            return BatchedMethod(self, type(instance) if owner is None else owner)
-        if instance is None or self._static:
-            return self
-        return BatchedMethod(self, instance)
+    @overload
+    def __get__(self, instance: None, owner: type, /) -> BatchedFunction[P, R_co]: ...
+    @overload
+    def __get__(
+        self: BatchedFunction[Concatenate[S, Q], R_co], instance: S, owner: type | None = None, /
+    ) -> BatchedMethod[Q, R_co]: ...
+    def __get__(self, instance: Any, owner: type | None = None, /) -> Any:
+        return self if instance is None else BatchedMethod(self, instance)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Call the plain function."""
         return self.__wrapped__(*args, **kwargs)
 
     @property
-    def batcher(self) -> UBatch[Any, Any]:
+    def batcher(self: BatchedFunction[Concatenate[list[T], ...], Results[U]]) -> UBatch[T, U]:
         """The function's batcher.
 
         Raises:
@@ -181,21 +221,43 @@ class BatchedFunction(_Faces, Generic[P, R]):
         return f"<ubatch_decorator of {self.__wrapped__!r}>"
 
 
-class BatchedMethod(_Faces):
+class BatchedClassMethod(BatchedFunction[P, R_co]):
+    """A decorated `classmethod`."""
+
+    def __get__(self, instance: object, owner: type | None = None, /) -> BatchedMethod[P, R_co]:  # type: ignore[override]
+        return BatchedMethod(self, type(instance) if owner is None else owner)
+
+    @property
+    def batcher(self) -> NoReturn:
+        """There is none without a class."""
+        raise TypeError(f"{self.__qualname__} is a classmethod: its batchers belong to classes")
+
+
+class BatchedStaticMethod(BatchedFunction[P, R_co]):
+    """A decorated `staticmethod`: a function in a class."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        pass
+
+    def __get__(self, instance: object, owner: type | None = None, /) -> BatchedStaticMethod[P, R_co]:  # type: ignore[override]
+        return self
+
+
+class BatchedMethod(_Faces[P, R_co]):
     """A decorated method bound to its instance, or a decorated classmethod bound to its class."""
 
     __slots__ = ("__func__", "__self__")
 
-    def __init__(self, function: BatchedFunction[Any, Any], owner: Any) -> None:
+    def __init__(self, function: BatchedFunction[..., R_co], owner: Any) -> None:
         self.__func__ = function
         self.__self__ = owner
 
     @property
-    def __wrapped__(self) -> Callable[..., Any]:
+    def __wrapped__(self) -> Callable[P, R_co]:
         return types.MethodType(self.__func__.__wrapped__, self.__self__)
 
     @property
-    def batcher(self) -> UBatch[Any, Any]:
+    def batcher(self: BatchedMethod[Concatenate[list[T], ...], Results[U]]) -> UBatch[T, U]:
         """The batcher of this instance or class; made at first use.
 
         Raises:
@@ -203,7 +265,7 @@ class BatchedMethod(_Faces):
         """
         return self.__func__._batcher_of(self.__self__, self.__wrapped__)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Call the plain method."""
         return self.__func__.__wrapped__(self.__self__, *args, **kwargs)
 
@@ -250,11 +312,11 @@ class _OrderCheck:
     `classmethod` tells the function that it wraps nothing about the class, so nothing else could find it there.
     """
 
-    def __init__(self, decorated: BatchedFunction[Any, Any]) -> None:
+    def __init__(self, decorated: BatchedFunction[..., Any]) -> None:
         self.decorated = decorated
 
     @classmethod
-    def put(cls, decorated: BatchedFunction[Any, Any], namespace: dict[str, Any]) -> None:
+    def put(cls, decorated: BatchedFunction[..., Any], namespace: dict[str, Any]) -> None:
         namespace[f"{decorated._key}_order"] = cls(decorated)
 
     def __set_name__(self, owner: type, name: str) -> None:

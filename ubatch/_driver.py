@@ -114,19 +114,22 @@ class Driver:
 
     def _fresh(self) -> None:
         """Make all that a forked child must not share with its parent."""
-        self._lock = _native.reentrant_lock()  # guards the setting of _seat, and counting by others than the worker
+        self._lock = _native.reentrant_lock()  # guards the setting of _seat
         self._seat = NOBODY
         self._schedule = Fifo()
-        self._counters = Counters()
+        self._counters = Counters()  # written by the worker alone
+        self._given_up = Counters()  # what others count; guarded by _lock
         self._farewells: deque[Ticket] = deque()  # of those who wait until the worker has nothing left to do
 
     def __del__(self) -> None:
-        if self._schedule.queue:  # it never had a worker, and never will
+        schedule = getattr(self, "_schedule", None)
+        if schedule is not None and schedule.queue:  # there never was a worker, and never will be
             self._give_up_queue(partial(Stopped, self._name))
 
     def _snapshot(self) -> Stats:
         seat = self._seat
-        return self._counters.snapshot(len(self._schedule), len(seat.batch) if seat.mine else 0)
+        running = len(seat.batch) if seat.mine else 0
+        return self._counters.snapshot(self._given_up, queued=len(self._schedule), running=running)
 
     # -- submitting ---------------------------------------------------------------------------------------
 
@@ -158,6 +161,8 @@ class Driver:
         """Accept all tickets at one moment, or none. Raises as `_put`."""
         if self._closed:
             raise Stopped(self._name)
+        if not tickets:
+            return
         binder = self._binder
         for ticket in tickets:
             ticket.call = UNBOUND if binder is None else binder.bind(ticket.args, ticket.kwargs)
@@ -195,28 +200,27 @@ class Driver:
     def _leave(self, tickets: Sequence[Ticket]) -> None:
         """Their callers are gone: drop those that no batch has yet, and keep the chain of wake-ups whole."""
         for ticket in tickets:
-            ticket.left = True
+            ticket.leave()
         self._schedule.stale = True
 
     def _call_worker(self) -> None:
         """Wake the worker; hire one if there is none."""
         seat = Seat(NEVER)
-        with self._lock:
-            if self._seat is NOBODY:
-                self._seat = seat
-            elif self._seat.thread:
-                self._seat.wake(self)
-                return
-            else:
-                return  # one is on its way, and has yet to look at the queue
         try:
-            _start(self, seat)
+            with self._lock:
+                if self._seat is NOBODY:
+                    self._seat = seat
+                elif self._seat.thread:
+                    self._seat.wake(self)
+                # else one is on its way, and has yet to look at the queue
+            if self._seat is seat:
+                _start(self, seat)
         except RuntimeError as error:
             self._bury(seat, error)
             raise WorkerDied(self._name, str(error)) from error
-        except BaseException:
-            # interrupted, before or after the start; others may count on it, and one too many finds its seat taken
-            _start(self, seat)
+        except BaseException:  # interrupted by a signal handler
+            if self._seat is seat:
+                _start(self, seat)  # others count on it; if it is the second thread, it finds the seat claimed
             raise
 
     # -- working ------------------------------------------------------------------------------------------
@@ -249,7 +253,7 @@ class Driver:
         """Wait if the policy says so; `False` if it says to cut."""
         schedule = self._schedule
         if schedule.stale:
-            self._count_cancelled(schedule.purge(self._max_size))
+            self._counters.cancelled += schedule.purge(self._max_size)
         oldest = schedule.oldest()
         if oldest is None:
             return True
@@ -266,12 +270,10 @@ class Driver:
     def _run(self, seat: Seat) -> None:
         """Cut a batch, call the handler, deliver."""
         seat.batch = batch = []
-        cancelled = self._schedule.take(self._max_size, batch)
-        if cancelled:
-            self._count_cancelled(cancelled)
+        handler, binder, counters = self._handler, self._binder, self._counters
+        counters.cancelled += self._schedule.take(self._max_size, batch)
         if not batch:
             return
-        handler, binder, counters = self._handler, self._binder, self._counters
         assert handler is not None and binder is not None, "a worker without a handler"
         counters.items += len(batch)
         counters.batches += 1
@@ -301,14 +303,22 @@ class Driver:
         del batch, outcomes
 
     def _retire(self, seat: Seat) -> bool:
-        """Leave the seat; `False` if an item came at the last moment, and the worker is to stay."""
-        with self._lock:
+        """Leave the seat; `False` if the worker is to stay, as an item came at the last moment.
+
+        It also stays where the lock is not to be had: then a signal handler has come upon a thread that holds
+        it, and may wait for this very worker.
+        """
+        if not self._lock.acquire(timeout=0.1):
+            return False
+        try:
             if self._seat is not seat:
                 return True
             self._seat = NOBODY
             if self._schedule.queue:
                 self._seat = seat
                 return False
+        finally:
+            self._lock.release()
         self._farewell()
         return True
 
@@ -330,20 +340,17 @@ class Driver:
         batch = seat.batch
         outcomes = [error() if ticket.outcome is PENDING else ticket.outcome for ticket in batch]
         with self._lock:
-            self._counters.errors += sum(ticket.outcome is PENDING for ticket in batch)
+            self._given_up.errors += sum(ticket.outcome is PENDING for ticket in batch)
         seat.batch = []
         deliver(batch, outcomes)
 
     def _give_up_queue(self, error: Callable[[], Exception]) -> None:
         tickets: list[Any] = []
-        self._count_cancelled(self._schedule.take(len(self._schedule), tickets))
+        cancelled = self._schedule.take(len(self._schedule), tickets)
         with self._lock:
-            self._counters.dropped += len(tickets)
+            self._given_up.cancelled += cancelled
+            self._given_up.dropped += len(tickets)
         deliver(tickets, [error() for _ in tickets])
-
-    def _count_cancelled(self, count: int) -> None:
-        with self._lock:
-            self._counters.cancelled += count
 
     # -- stopping -----------------------------------------------------------------------------------------
 
@@ -388,10 +395,15 @@ class Driver:
             seat.wake(self)
         self._farewell()
 
+    def _cannot_wait(self) -> bool:
+        """Whether waiting for the worker would wait for oneself; it drains and ends by itself."""
+        # the lock is this thread's own if a signal handler or a __del__ came upon a submit that holds it
+        return get_ident() == self._seat.thread or self._lock._is_owned()
+
     def _stop(self, drain: bool, timeout: float | None) -> bool:
         self._close(drain)
-        if get_ident() == self._seat.thread:
-            return False  # it cannot wait for itself; it will drain and end
+        if self._cannot_wait():
+            return False
         ticket = blocking((), {})
         if isinstance(ticket, ThreadTicket):
             ticket.thread = 0  # no link of a chain: it may give up waiting

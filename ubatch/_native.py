@@ -16,7 +16,6 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractContextManager
     from typing import Any
 
 
@@ -39,7 +38,7 @@ get_ident: Callable[[], int] = _original(_thread, "get_ident")
 monotonic: Callable[[], float] = _original(time, "monotonic")
 _start_new_thread: Callable[..., int] = _original(_thread, "start_new_thread")
 
-reentrant_lock: Callable[[], AbstractContextManager[bool]] = _thread.RLock
+reentrant_lock: Callable[[], Any] = _thread.RLock
 """A lock that its owner, a thread, may take again: from a signal handler, from a `__del__`."""
 
 MAX_WAIT: float = _thread.TIMEOUT_MAX

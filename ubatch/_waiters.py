@@ -57,6 +57,10 @@ class Ticket:
         """Take the item for the handler; `False` if its caller has left. Called once."""
         return not self.left
 
+    def leave(self) -> None:
+        """Its caller is gone, for good, whatever becomes of the ticket."""
+        self.left = True
+
     @staticmethod
     def wake_all(tickets: Sequence[Any]) -> None:
         """Wake the callers of tickets of this kind and of one home; their outcomes are set."""
@@ -129,11 +133,20 @@ class ThreadTicket(BlockingTicket):
         try:
             arrived = self.lock.acquire(True, -1 if timeout is None else min(timeout, _native.MAX_WAIT))
         finally:
-            if not arrived:
-                self.left = True  # before the look at `woken`; `wake` does it the other way round
-            if self.woken and self.next is not None:
-                self.next.wake()
+            if arrived:
+                self._wake_next()
+            else:
+                self.leave()
         return arrived
+
+    def leave(self) -> None:
+        self.left = True  # before the look at `woken`; `wake` does it the other way round
+        if self.woken:
+            self._wake_next()
+
+    def _wake_next(self) -> None:
+        if self.next is not None:
+            self.next.wake()
 
     def wake(self) -> None:
         """Let the caller go on, and the rest of the chain with it. May be called twice."""
@@ -302,7 +315,7 @@ class LoopTicket(Ticket):
 def _resolve(tickets: Sequence[LoopTicket]) -> None:
     for ticket in tickets:
         future, outcome = ticket.future, ticket.outcome
-        if future.done():  # cancelled meanwhile
+        if ticket.left or future.done():  # nobody waits for it any more
             continue
         if isinstance(outcome, BaseException):
             future.set_exception(outcome)

@@ -140,7 +140,7 @@ class UBatch(Driver, Generic[T, U]):
 
         timeout = _checked_timeout(timeout)
         self._close(drain)
-        if get_ident() == self._seat.thread:
+        if self._cannot_wait():
             return False
         ticket = LoopTicket((), {}, asyncio.get_running_loop())
         self._say_when_done(ticket)

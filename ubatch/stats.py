@@ -1,7 +1,7 @@
 """Counters of a batcher and the frozen snapshot of them that its users see.
 
-Pure: no thread, lock or clock. The worker counts without a lock; the few counts that others make too are made
-under the driver's lock.
+Pure: no thread, lock or clock. A batcher has two sets of counters, so that the worker counts without a lock: its
+own, and one for what others count under a lock.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Counters:
         self.errors = 0
         self.items = 0
 
-    def snapshot(self, queued: int, running: int) -> Stats:
-        """Freeze the counters beside the present numbers of queued and running items."""
-        counts = {name: getattr(self, name) for name in self.__slots__}
+    def snapshot(self, other: Counters, *, queued: int, running: int) -> Stats:
+        """Freeze the sums of these counters and `other`, beside the present numbers of queued and running items."""
+        counts = {name: getattr(self, name) + getattr(other, name) for name in self.__slots__}
         return Stats(queued=queued, running=running, **counts)

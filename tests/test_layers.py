@@ -1,0 +1,117 @@
+"""The import graph: which room may import which, and what `import ubatch` costs.
+
+The package is parsed, not imported, so imports inside functions count too.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import ubatch
+
+PACKAGE = Path(ubatch.__file__).parent
+
+# From the lowest up. A room imports rooms of lower rows only, none of its own row; so there are no cycles.
+ROWS = (
+    ("errors", "_native", "_typing", "_binding", "stats"),
+    ("_policy", "_schedule", "_attempt", "_waiters"),
+    ("_driver", "_future"),
+    ("core",),
+    ("decorators",),
+    ("__init__",),
+)
+LEVELS = {room: level for level, row in enumerate(ROWS) for room in row}
+PURE = {"stats", "_policy", "_schedule", "_binding", "_attempt"}
+IMPURE = {"threading", "_thread", "time", "asyncio", "gevent", "_native"}  # time comes as an argument
+DEFERRED = {"asyncio", "multiprocessing", "gevent", "numpy"}  # imported only where they are used
+
+
+class Import(NamedTuple):
+    """One name that a room imports: a room of the package, or the first part of another module's name."""
+
+    target: str
+    own: bool
+    deferred: bool  # inside a function, or seen by type checkers alone
+    line: int
+
+
+def rooms() -> dict[str, Path]:
+    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+
+
+def imports(path: Path) -> list[Import]:
+    return list(_imports(ast.parse(path.read_bytes()), deferred=False))
+
+
+def _imports(node: ast.AST, *, deferred: bool) -> Iterator[Import]:
+    match node:
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
+            deferred = True
+        case ast.If(test=ast.Name("TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
+            deferred = True
+        case ast.Import(names=names):
+            yield from (_import(name.name, deferred, node.lineno) for name in names)
+        case ast.ImportFrom(module=module, names=names, level=level):
+            origin = "ubatch" * (level > 0) + "." * (level > 0 and module is not None) + (module or "")
+            for name in names:  # `from . import errors` names a room, `from .errors import Stopped` does not
+                is_room = origin == "ubatch" and name.name in LEVELS
+                yield _import(f"{origin}.{name.name}" if is_room else origin, deferred, node.lineno)
+    for child in ast.iter_child_nodes(node):
+        yield from _imports(child, deferred=deferred)
+
+
+def _import(module: str, deferred: bool, line: int) -> Import:
+    first, _, rest = module.partition(".")
+    own = first == "ubatch"
+    return Import((rest or "__init__") if own else first, own, deferred, line)
+
+
+def where(room: str, found: Import) -> str:
+    return f"{room}.py:{found.line} imports {found.target}"
+
+
+def test_every_file_is_a_room():
+    """A new file gets its place among the rows before anything else."""
+    assert set(rooms()) == set(LEVELS)
+
+
+@pytest.mark.parametrize("room", LEVELS)
+def test_arrows_go_down(room):
+    """A room imports rooms of lower rows only."""
+    own = [found for found in imports(rooms()[room]) if found.own]
+    assert [where(room, found) for found in own if LEVELS.get(found.target, len(ROWS)) >= LEVELS[room]] == []
+
+
+@pytest.mark.parametrize("room", sorted(PURE))
+def test_pure_rooms_know_no_thread_lock_clock_or_loop(room):
+    """What they decide can be tested with a virtual clock and used by any driver."""
+    assert [where(room, found) for found in imports(rooms()[room]) if found.target in IMPURE] == []
+
+
+@pytest.mark.parametrize("room", LEVELS)
+def test_other_packages_and_loops_are_imported_where_they_are_used(room):
+    """At module level there is the standard library alone, without its heavy parts."""
+    at_module_level = [found for found in imports(rooms()[room]) if not found.own and not found.deferred]
+    allowed = sys.stdlib_module_names - DEFERRED
+    assert [where(room, found) for found in at_module_level if found.target not in allowed] == []
+
+
+def test_importing_ubatch_loads_the_standard_library_alone(run_python):
+    """In a fresh interpreter, and neither event loops nor processes of it."""
+    loaded = run_python(
+        """
+        import sys
+        before = set(sys.modules)
+        import ubatch
+        print(*sorted(set(sys.modules) - before))
+        """
+    )
+    names = {name.partition(".")[0] for name in loaded.split()}
+    assert names - sys.stdlib_module_names == {"ubatch"}
+    assert names & DEFERRED == set()

@@ -45,7 +45,7 @@ from ._binding import UNBOUND, Binder
 from ._native import get_ident, monotonic
 from ._policy import Window
 from ._schedule import Fifo
-from ._waiters import PENDING, Ticket, ThreadTicket, blocking, deliver
+from ._waiters import PENDING, ThreadTicket, Ticket, blocking, deliver
 from .errors import Stopped, WorkerDied
 from .stats import Counters
 
@@ -269,7 +269,8 @@ class Driver:
 
     def _run(self, seat: Seat) -> None:
         """Cut a batch, call the handler, deliver."""
-        seat.batch = batch = []
+        batch: list[Any] = []
+        seat.batch = batch
         handler, binder, counters = self._handler, self._binder, self._counters
         counters.cancelled += self._schedule.take(self._max_size, batch)
         if not batch:

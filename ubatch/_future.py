@@ -92,6 +92,6 @@ class FutureTicket(Ticket, Future[Any]):
             # the condition may have been held by a thread that does not exist here, and what was to be called
             # back belongs to the parent
             self._condition = threading.Condition()
-            self._done_callbacks = []
+            self._done_callbacks: list[Any] = []
             self._waiters = []
             self.set_exception(error)

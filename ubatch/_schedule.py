@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
         def claim(self) -> bool:
             """Take the item for the handler; `False` if its caller left before. Called once."""
+            ...
 
 
 class Fifo:

@@ -42,7 +42,7 @@ class Ticket:
 
     __slots__ = ("args", "arrived", "call", "kwargs", "left", "outcome")
 
-    home: Hashable
+    home: Any
     """Tickets of equal homes are woken together."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -193,7 +193,10 @@ class HubTicket(BlockingTicket):
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], hub: Any) -> None:
         Ticket.__init__(self, args, kwargs)
         self.hub = hub
-        self.home = _HubHome.of(hub)
+        home = _hub_homes.get(hub)
+        if home is None:  # a hub belongs to one thread, this one: no race
+            home = _hub_homes[hub] = _HubHome(hub)
+        self.home = home
         self.greenlet: Any = None
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -202,7 +205,7 @@ class HubTicket(BlockingTicket):
             return True
         from gevent import Timeout
 
-        with Timeout(timeout, False):
+        with Timeout(timeout, False):  # pyright: ignore[reportArgumentType]
             self._wait()
         return self.outcome is not PENDING
 
@@ -242,19 +245,10 @@ class _HubHome:
 
     __slots__ = ("ready", "waiting", "watcher")
 
-    _all: WeakKeyDictionary[Any, _HubHome] = WeakKeyDictionary()
-
     def __init__(self, hub: Any) -> None:
         self.watcher = hub.loop.async_()
         self.ready: deque[HubTicket] = deque()
         self.waiting = 0
-
-    @classmethod
-    def of(cls, hub: Any) -> _HubHome:
-        home = cls._all.get(hub)
-        if home is None:
-            home = cls._all[hub] = cls(hub)  # a hub belongs to one thread, this one: no race
-        return home
 
     def enter(self) -> None:
         if not self.waiting:
@@ -283,6 +277,9 @@ class _HubHome:
                     ticket.greenlet.switch()
                 except BaseException:
                     ticket.hub.handle_error(ticket.greenlet, *sys.exc_info())
+
+
+_hub_homes: WeakKeyDictionary[Any, _HubHome] = WeakKeyDictionary()
 
 
 class LoopTicket(Ticket):

@@ -26,44 +26,30 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
     from concurrent.futures import Future
-    from typing import Any, Concatenate, NoReturn, Protocol
+    from typing import Any, Concatenate
 
-    from ._typing import Face, Results
+    from ._typing import Face, Handler
     from .stats import Stats
-
-    class _Decorator(Protocol):
-        """The decorator with its options given."""
-
-        @overload
-        def __call__(self, function: classmethod[Any, P, R], /) -> BatchedClassMethod[P, R]: ...
-        @overload
-        def __call__(self, function: staticmethod[P, R], /) -> BatchedStaticMethod[P, R]: ...
-        @overload
-        def __call__(self, function: Callable[P, R], /) -> BatchedFunction[P, R]: ...
-
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
 S = TypeVar("S")
 T = TypeVar("T")
 U = TypeVar("U")
+F = TypeVar("F", bound="Callable[..., Any]")
+F_co = TypeVar("F_co", bound="Callable[..., Any]", covariant=True)
 
 _numbers = itertools.count(1)
 _making = _native.reentrant_lock()  # guards the making of batchers
 
 
 @overload
-def ubatch_decorator(function: classmethod[Any, P, R], /) -> BatchedClassMethod[P, R]: ...
-@overload
-def ubatch_decorator(function: staticmethod[P, R], /) -> BatchedStaticMethod[P, R]: ...
-@overload
-def ubatch_decorator(function: Callable[P, R], /) -> BatchedFunction[P, R]: ...
+def ubatch_decorator(function: F, /) -> BatchedFunction[F]: ...  # checkers look through classmethod, staticmethod
 @overload
 def ubatch_decorator(
     max_size: int = 64, timeout: float | None = None, *, name: str | None = None
-) -> _Decorator: ...
+) -> Callable[[F], BatchedFunction[F]]: ...
 def ubatch_decorator(max_size: Any = 64, timeout: float | None = None, *, name: str | None = None) -> Any:
     """Give a batch function the faces of a batcher: `f.ubatch(x)`, `f.submit(x)`, `await f.aubatch(x)`, `f.map(xs)`.
 
@@ -85,7 +71,7 @@ def ubatch_decorator(max_size: Any = 64, timeout: float | None = None, *, name: 
     """
     if callable(max_size) or isinstance(max_size, (classmethod, staticmethod)):
         return _decorate(max_size, {"timeout": timeout, "name": name}, sys._getframe(1))
-    options = {"max_size": max_size, "timeout": timeout, "name": name}
+    options: dict[str, Any] = {"max_size": max_size, "timeout": timeout, "name": name}
     UBatch(**options)  # a wrong option is told here, where it stands
 
     def decorator(function: Any) -> Any:
@@ -94,97 +80,101 @@ def ubatch_decorator(max_size: Any = 64, timeout: float | None = None, *, name: 
     return decorator
 
 
-def _decorate(function: Any, options: dict[str, Any], frame: types.FrameType) -> BatchedFunction[..., Any]:
-    kind: type[BatchedFunction[..., Any]] = BatchedFunction
-    if isinstance(function, classmethod):
+def _decorate(function: Any, options: dict[str, Any], frame: types.FrameType) -> BatchedFunction[Any]:
+    kind: type[BatchedFunction[Any]] = BatchedFunction
+    given = function
+    if isinstance(given, classmethod):
         function, kind = function.__func__, BatchedClassMethod
-    elif isinstance(function, staticmethod):
+    elif isinstance(given, staticmethod):
         function, kind = function.__func__, BatchedStaticMethod
     if not callable(function):
         raise TypeError(f"ubatch_decorator decorates functions, not {function!r}")
     if is_coroutine_function(function):
         raise TypeError(f"{function!r} is a coroutine function, which is for ubatch.aio, not for a thread")
-    decorated = kind(function, options)
+    decorated: BatchedFunction[Any] = kind(function, options)
     if "__module__" in frame.f_locals and "__qualname__" in frame.f_locals:  # a class body
         _OrderCheck.put(decorated, frame.f_locals)
     return decorated
 
 
-class _Faces(Generic[P, R_co]):
-    """The faces of a batcher on something that has one; `P` and `R_co` are those of the plain function."""
+class _Faces(Generic[F_co]):
+    """The faces of a batcher on something that has one; `F_co` is the type of the plain function."""
 
     __slots__ = ()
 
     @property
-    def batcher(self: _Faces[Concatenate[list[T], ...], Results[U]]) -> UBatch[T, U]:
+    def batcher(self: _Faces[Handler[T, U]]) -> UBatch[T, U]:
         """The batcher behind the faces; made at first use."""
         raise NotImplementedError
 
     @property
-    def stats(self) -> Stats:
+    def stats(self: _Faces[Any]) -> Stats:
         """See `UBatch.stats`."""
         return self.batcher.stats
 
     @property
-    def ubatch(self: _Faces[Concatenate[list[T], ...], Results[U]]) -> Face[T, U]:
+    def ubatch(self: _Faces[Handler[T, U]]) -> Face[T, U]:
         """Hand over one item and wait for its result; see `UBatch.ubatch`."""
         return self.batcher.ubatch
 
     @property
-    def submit(self: _Faces[Concatenate[list[T], ...], Results[U]]) -> Face[T, Future[U]]:
+    def submit(self: _Faces[Handler[T, U]]) -> Face[T, Future[U]]:
         """Hand over one item and get a future; see `UBatch.submit`."""
         return self.batcher.submit
 
     @property
-    def aubatch(self: _Faces[Concatenate[list[T], ...], Results[U]]) -> Face[T, Coroutine[Any, Any, U]]:
+    def aubatch(self: _Faces[Handler[T, U]]) -> Face[T, Coroutine[Any, Any, U]]:
         """`ubatch` for coroutines; see `UBatch.aubatch`."""
         return self.batcher.aubatch
 
-    def map(
-        self: _Faces[Concatenate[list[T], ...], Results[U]], items: Iterable[T], /, *more: Iterable[Any]
-    ) -> list[U]:
+    def map(self: _Faces[Handler[T, U]], items: Iterable[T], /, *more: Iterable[Any]) -> list[U]:
         """Hand over many items and wait for all; see `UBatch.map`."""
         return self.batcher.map(items, *more)
 
-    async def amap(
-        self: _Faces[Concatenate[list[T], ...], Results[U]], items: Iterable[T], /, *more: Iterable[Any]
-    ) -> list[U]:
+    async def amap(self: _Faces[Handler[T, U]], items: Iterable[T], /, *more: Iterable[Any]) -> list[U]:
         """`map` for coroutines; see `UBatch.amap`."""
         return await self.batcher.amap(items, *more)
 
 
-class BatchedFunction(_Faces[P, R_co]):
+class BatchedFunction(_Faces[F_co]):
     """What `ubatch_decorator` makes: the plain function, the faces, and a descriptor for methods."""
 
-    __wrapped__: Callable[P, R_co]
+    __wrapped__: Callable[..., Any]
     __name__: str
     __qualname__: str
 
-    def __init__(self, function: Callable[P, R_co], options: dict[str, Any]) -> None:
+    def __init__(self: BatchedFunction[Any], function: Callable[..., Any], options: dict[str, Any]) -> None:
         functools.update_wrapper(self, function)
+        if not hasattr(self, "__qualname__"):  # functools.partial and other callable objects
+            self.__name__ = self.__qualname__ = type(function).__qualname__
         self._options = options
-        self._key = f"__ubatch_{next(_numbers)}_{getattr(function, '__name__', '')}"
+        self._key = f"__ubatch_{next(_numbers)}_{self.__name__}"
         self._is_method = False
 
     def __set_name__(self, owner: type, name: str) -> None:
         # a function made elsewhere that a class body gives a second name stays a function
         self._is_method |= getattr(self, "__qualname__", None) == f"{owner.__qualname__}.{name}"
 
-    @overload
-    def __get__(self, instance: None, owner: type, /) -> BatchedFunction[P, R_co]: ...
-    @overload
+    @overload  # a classmethod
     def __get__(
-        self: BatchedFunction[Concatenate[S, Q], R_co], instance: S, owner: type | None = None, /
-    ) -> BatchedMethod[Q, R_co]: ...
+        self: BatchedFunction[Callable[Concatenate[type[S], Q], R]], instance: S | None, owner: type[S], /
+    ) -> BatchedMethod[Callable[Q, R]]: ...
+    @overload  # a method
+    def __get__(
+        self: BatchedFunction[Callable[Concatenate[S, Q], R]], instance: S, owner: type[S], /
+    ) -> BatchedMethod[Callable[Q, R]]: ...
+    @overload  # a staticmethod, or a method looked up in its class
+    def __get__(self, instance: object, owner: type | None = None, /) -> BatchedFunction[F_co]: ...
     def __get__(self, instance: Any, owner: type | None = None, /) -> Any:
         return self if instance is None else BatchedMethod(self, instance)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+    def __call__(self: BatchedFunction[Callable[P, R]], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the plain function."""
-        return self.__wrapped__(*args, **kwargs)
+        result: R = self.__wrapped__(*args, **kwargs)
+        return result
 
     @property
-    def batcher(self: BatchedFunction[Concatenate[list[T], ...], Results[U]]) -> UBatch[T, U]:
+    def batcher(self: BatchedFunction[Handler[T, U]]) -> UBatch[T, U]:
         """The function's batcher.
 
         Raises:
@@ -221,43 +211,43 @@ class BatchedFunction(_Faces[P, R_co]):
         return f"<ubatch_decorator of {self.__wrapped__!r}>"
 
 
-class BatchedClassMethod(BatchedFunction[P, R_co]):
+class BatchedClassMethod(BatchedFunction[F_co]):
     """A decorated `classmethod`."""
 
-    def __get__(self, instance: object, owner: type | None = None, /) -> BatchedMethod[P, R_co]:  # type: ignore[override]
+    def __get__(self, instance: object, owner: type | None = None, /) -> Any:
         return BatchedMethod(self, type(instance) if owner is None else owner)
 
     @property
-    def batcher(self) -> NoReturn:
+    def batcher(self) -> Any:
         """There is none without a class."""
         raise TypeError(f"{self.__qualname__} is a classmethod: its batchers belong to classes")
 
 
-class BatchedStaticMethod(BatchedFunction[P, R_co]):
+class BatchedStaticMethod(BatchedFunction[F_co]):
     """A decorated `staticmethod`: a function in a class."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         pass
 
-    def __get__(self, instance: object, owner: type | None = None, /) -> BatchedStaticMethod[P, R_co]:  # type: ignore[override]
+    def __get__(self, instance: object, owner: type | None = None, /) -> Any:
         return self
 
 
-class BatchedMethod(_Faces[P, R_co]):
+class BatchedMethod(_Faces[F_co]):
     """A decorated method bound to its instance, or a decorated classmethod bound to its class."""
 
     __slots__ = ("__func__", "__self__")
 
-    def __init__(self, function: BatchedFunction[..., R_co], owner: Any) -> None:
+    def __init__(self: BatchedMethod[Any], function: BatchedFunction[Any], owner: Any) -> None:
         self.__func__ = function
         self.__self__ = owner
 
     @property
-    def __wrapped__(self) -> Callable[P, R_co]:
+    def __wrapped__(self) -> Callable[..., Any]:
         return types.MethodType(self.__func__.__wrapped__, self.__self__)
 
     @property
-    def batcher(self: BatchedMethod[Concatenate[list[T], ...], Results[U]]) -> UBatch[T, U]:
+    def batcher(self: BatchedMethod[Handler[T, U]]) -> UBatch[T, U]:
         """The batcher of this instance or class; made at first use.
 
         Raises:
@@ -265,19 +255,16 @@ class BatchedMethod(_Faces[P, R_co]):
         """
         return self.__func__._batcher_of(self.__self__, self.__wrapped__)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+    def __call__(self: BatchedMethod[Callable[P, R]], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the plain method."""
-        return self.__func__.__wrapped__(self.__self__, *args, **kwargs)
+        result: R = self.__func__.__wrapped__(self.__self__, *args, **kwargs)
+        return result
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__func__, name)  # __name__, __doc__ and the like
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, BatchedMethod)
-            and self.__self__ is other.__self__
-            and self.__func__ is other.__func__
-        )
+        return isinstance(other, BatchedMethod) and self.__self__ is other.__self__ and self.__func__ is other.__func__
 
     def __hash__(self) -> int:
         return hash((id(self.__self__), id(self.__func__)))
@@ -312,17 +299,18 @@ class _OrderCheck:
     `classmethod` tells the function that it wraps nothing about the class, so nothing else could find it there.
     """
 
-    def __init__(self, decorated: BatchedFunction[..., Any]) -> None:
+    def __init__(self, decorated: BatchedFunction[Any]) -> None:
         self.decorated = decorated
 
     @classmethod
-    def put(cls, decorated: BatchedFunction[..., Any], namespace: dict[str, Any]) -> None:
+    def put(cls, decorated: BatchedFunction[Any], namespace: dict[str, Any]) -> None:
         namespace[f"{decorated._key}_order"] = cls(decorated)
 
     def __set_name__(self, owner: type, name: str) -> None:
         type.__delattr__(owner, name)
         for attribute, value in list(vars(owner).items()):
-            if isinstance(value, classmethod) and value.__func__ is self.decorated:
+            function = getattr(value, "__func__", None)
+            if isinstance(value, classmethod) and function is self.decorated:
                 raise TypeError(
                     f"{owner.__qualname__}.{attribute}: put ubatch_decorator outside classmethod, "
                     f"above it: one batcher for each class"

@@ -64,20 +64,26 @@ def attempt(items: Sequence[Bindable], binder: Binder) -> Generator[Arguments, A
 
 def _outcomes(output: Any, expected: int) -> tuple[Sequence[Any], int]:
     """What comes of one handler call for each of its `expected` items, and how many of these are errors."""
+    error: BaseException
     if type(output) is Raised:
-        return [own(output.error) for _ in range(expected)], expected
-    if type(output) is list and len(output) == expected:
-        results = output
+        error = output.error
     else:
         try:
-            got = _length(output)
-            results = list(output) if got == expected else []
-            if got == expected and len(results) != expected:
-                got = len(results)
-        except Exception as error:  # a sequence with a mind of its own
-            return [own(error) for _ in range(expected)], expected
+            return _checked(output, expected)
+        except Exception as raised:  # BadBatchOutputSize, or a sequence with a mind of its own
+            error = raised.with_traceback(None)
+    return [own(error) for _ in range(expected)], expected
+
+
+def _checked(output: Any, expected: int) -> tuple[Sequence[Any], int]:
+    results = output
+    if type(output) is not list:
+        got = _length(output)
         if got != expected:
-            return [BadBatchOutputSize(expected, got) for _ in range(expected)], expected
+            raise BadBatchOutputSize(expected, got)
+        results = list(output)
+    if len(results) != expected:
+        raise BadBatchOutputSize(expected, len(results))
     for result in results:
         if isinstance(result, BaseException):
             return _errors_apart(results)
@@ -123,7 +129,7 @@ def own(error: BaseException) -> Exception:
         with `error` as its cause if it must not be raised in a caller as it is.
     """
     if not isinstance(error, Exception) or _must_not_be_raised(error):
-        failure = HandlerFailed(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+        failure = HandlerFailed(_description(error))
         failure.__cause__ = error
         return failure
     for make in (copy.copy, _bare_copy):
@@ -155,3 +161,12 @@ def _bare_copy(error: Exception) -> Exception:
     twin.args = error.args
     twin.__dict__.update(error.__dict__)
     return twin
+
+
+def _description(error: BaseException) -> str:
+    kind = type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # other people's exceptions do what they like here, too
+        return kind
+    return f"{kind}: {text}" if text else kind

@@ -279,6 +279,9 @@ class Driver:
         counters.items += len(batch)
         counters.batches += 1
         seat.mine.append(True)
+        if self._seat is not seat:  # after the look of _dismiss at `mine`: one of the two finds the batch
+            self._abandon(seat)
+            return
         steps = attempt(batch, binder)
         args = kwargs = output = None
         try:
@@ -383,18 +386,19 @@ class Driver:
         """Give up on the worker and on all that it has, as its time is up."""
         with self._lock:
             seat, self._seat = self._seat, NOBODY
-        stopped = partial(Stopped, self._name)
-        self._give_up_queue(stopped)
-        if seat.mine:
-            try:
-                seat.mine.pop()
-            except IndexError:
-                pass  # the handler has just returned, and the worker delivers
-            else:
-                self._give_up_batch(seat, stopped)
+        self._give_up_queue(partial(Stopped, self._name))
+        self._abandon(seat)
         if seat is not NOBODY:
             seat.wake(self)
         self._farewell()
+
+    def _abandon(self, seat: Seat) -> None:
+        """Fail the batch on a dismissed worker's seat, unless its handler has returned and it delivers."""
+        try:
+            seat.mine.pop()
+        except IndexError:
+            return
+        self._give_up_batch(seat, partial(Stopped, self._name))
 
     def _cannot_wait(self) -> bool:
         """Whether waiting for the worker would wait for oneself; it drains and ends by itself."""

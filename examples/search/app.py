@@ -1,0 +1,90 @@
+"""The web application: the same search behind two addresses, one batched and one not."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from flask import Flask, Response, jsonify, render_template, request
+from werkzeug.exceptions import HTTPException
+
+from search.index import Hit, Index, Query
+from search.question import BadQuestionError, read_question
+from ubatch import UBatch
+
+_LONGEST_SUMMARY = 200
+_COUNTERS = ("submitted", "queued", "running", "items", "batches", "errors", "cancelled", "mean_batch_size")
+
+
+def create_app(index: Index) -> Flask:
+    """Makes the application.
+
+    `/search` and `/search_unbatched` take `q`, the question, and `k`, how many hits (10 if left out, at
+    most 100). Every error is a JSON object with one field, `error`. `app.extensions["batch"]` is the
+    batcher.
+    """
+    app = Flask(__name__)
+    batch: UBatch[Query, list[Hit]] = UBatch(handler=index.search, name="search")
+    app.extensions["batch"] = batch
+
+    @app.get("/search")
+    def search() -> Response:
+        query = read_question(request.query_string)
+        return jsonify(_answer(query, batch.ubatch(query)))
+
+    @app.get("/search_unbatched")
+    def search_unbatched() -> Response:
+        query = read_question(request.query_string)
+        return jsonify(_answer(query, index.search([query])[0]))
+
+    @app.get("/stats")
+    def stats() -> Response:
+        counted = batch.stats
+        batching = {name: getattr(counted, name) for name in _COUNTERS}
+        return jsonify(pid=os.getpid(), entries=len(index.entries), batching=batching)
+
+    @app.get("/health")
+    def health() -> Response:
+        return jsonify(status="ok", entries=len(index.entries))
+
+    @app.get("/")
+    def page() -> str:
+        answer = None
+        if request.query_string:
+            query = read_question(request.query_string)
+            answer = _answer(query, batch.ubatch(query))
+        return render_template("page.html", entries=len(index.entries), answer=answer)
+
+    @app.errorhandler(BadQuestionError)
+    def bad_question(error: BadQuestionError) -> tuple[Response, int]:
+        return jsonify(error=str(error)), error.status
+
+    @app.errorhandler(HTTPException)
+    def refused(error: HTTPException) -> tuple[Response, int]:
+        return jsonify(error=error.description or error.name), error.code or 500
+
+    @app.after_request
+    def harden(response: Response) -> Response:
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Content-Security-Policy"] = (
+            "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'"
+        )
+        return response
+
+    return app
+
+
+def _answer(query: Query, hits: list[Hit]) -> dict[str, Any]:
+    return {"query": query.text, "hits": [_shown(hit) for hit in hits]}
+
+
+def _shown(hit: Hit) -> dict[str, Any]:
+    entry = hit.entry
+    return {
+        "name": entry.name,
+        "kind": entry.kind,
+        "signature": entry.signature,
+        "summary": entry.summary[:_LONGEST_SUMMARY],
+        "line": entry.line,
+        "score": hit.score,
+    }

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from types import MemberDescriptorType
 
 from .errors import BadBatchOutputSize, HandlerFailed
 
@@ -70,7 +71,7 @@ def _outcomes(output: Any, expected: int) -> tuple[Sequence[Any], int]:
     else:
         try:
             return _checked(output, expected)
-        except Exception as raised:  # BadBatchOutputSize, or a sequence with a mind of its own
+        except BaseException as raised:  # BadBatchOutputSize, or a sequence with a mind of its own
             error = raised.with_traceback(None)
     return [own(error) for _ in range(expected)], expected
 
@@ -92,13 +93,8 @@ def _checked(output: Any, expected: int) -> tuple[Sequence[Any], int]:
 
 def _errors_apart(results: list[Any]) -> tuple[list[Any], int]:
     """See to it that each exception among the results is its caller's alone, and may be raised there."""
-    results = list(results)  # the handler may hold on to its own
-    given: set[int] = set()
-    for index, error in enumerate(results):
-        if isinstance(error, BaseException):
-            if id(error) in given or _must_not_be_raised(error):
-                results[index] = own(error)
-            given.add(id(error))
+    # copies, as the handler may hold on to its own: one and the same exception for every bad item there ever is
+    results = [own(result) if isinstance(result, BaseException) else result for result in results]
     return results, sum(isinstance(result, BaseException) for result in results)
 
 
@@ -115,7 +111,7 @@ def _length(output: Any) -> int | str:
 def _must_not_be_raised(error: BaseException) -> bool:
     # CancelledError is known by its name: asyncio, concurrent.futures and others have one each
     return (
-        not isinstance(error, Exception)
+        not issubclass(type(error), Exception)  # what only pretends to be one cannot be raised either
         or isinstance(error, (StopIteration, StopAsyncIteration))
         or any(kind.__name__ == "CancelledError" for kind in type(error).__mro__)
     )
@@ -129,10 +125,10 @@ def own(error: BaseException) -> Exception:
         with `error` as its cause if it must not be raised in a caller as it is.
     """
     if not isinstance(error, Exception) or _must_not_be_raised(error):
-        failure = HandlerFailed(_description(error))
+        failure = HandlerFailed(description(error))
         failure.__cause__ = error
         return failure
-    for make in (copy.copy, _bare_copy):
+    for make in (_copy, _bare_copy):
         try:
             twin = make(error)
             faithful = (
@@ -142,31 +138,51 @@ def own(error: BaseException) -> Exception:
                 and all(a is b or a == b for a, b in zip(twin.args, error.args, strict=True))
                 and str(twin) == str(error)
             )
-        except Exception:  # constructors of other people's exceptions take what they like
+        except BaseException:  # constructors of other people's exceptions take what they like
             continue
         if faithful:
-            twin.__traceback__ = error.__traceback__
-            twin.__cause__ = error.__cause__
-            twin.__context__ = error.__context__
-            twin.__suppress_context__ = error.__suppress_context__
+            for name in ("__traceback__", "__cause__", "__context__", "__suppress_context__"):
+                _set(twin, name, getattr(error, name))
             notes = getattr(error, "__notes__", None)
             if notes is not None:
-                twin.__notes__ = list(notes)  # type: ignore[attr-defined]
+                _set(twin, "__notes__", list(notes))
             return twin
     return error
 
 
+_set = BaseException.__setattr__  # a class may forbid it, as frozen data classes do
+
+
+def _copy(error: Exception) -> Exception:
+    return _with_members(error, copy.copy(error))
+
+
 def _bare_copy(error: Exception) -> Exception:
     twin = type(error).__new__(type(error), *error.args)
-    twin.args = error.args
+    _set(twin, "args", error.args)
     twin.__dict__.update(error.__dict__)
+    return _with_members(error, twin)
+
+
+def _with_members(error: Exception, twin: Exception) -> Exception:
+    """Give `twin` what `error` keeps outside its `__dict__`: in `__slots__`, or in fields of a built-in type."""
+    for kind in type(error).__mro__:
+        for member in vars(kind).values():
+            if isinstance(member, MemberDescriptorType):
+                try:
+                    value = member.__get__(error)
+                    if getattr(twin, member.__name__, None) is not value:  # unset ones of built-in types are None
+                        member.__set__(twin, value)
+                except (AttributeError, TypeError):  # it has no value, or is read-only
+                    pass
     return twin
 
 
-def _description(error: BaseException) -> str:
+def description(error: BaseException) -> str:
+    """Its type and message, whatever its `__str__` does."""
     kind = type(error).__name__
     try:
         text = str(error)
-    except Exception:  # other people's exceptions do what they like here, too
+    except BaseException:  # other people's exceptions do what they like here, too
         return kind
     return f"{kind}: {text}" if text else kind

@@ -157,5 +157,5 @@ def is_coroutine_function(handler: Callable[..., Any]) -> bool:
     """Whether calling the handler gives a coroutine or an asynchronous generator."""
     from inspect import isasyncgenfunction, iscoroutinefunction
 
-    functions = (handler, getattr(handler, "__call__", None))  # noqa: B004
+    functions = (handler, getattr(type(handler), "__call__", None))  # noqa: B004
     return any(iscoroutinefunction(function) or isasyncgenfunction(function) for function in functions)

@@ -40,7 +40,7 @@ from collections import deque
 from functools import partial
 
 from . import _native
-from ._attempt import Raised, attempt
+from ._attempt import Raised, attempt, description
 from ._binding import UNBOUND, Binder
 from ._native import get_ident, monotonic
 from ._policy import Window
@@ -71,10 +71,11 @@ _living: dict[int, weakref.ref[Driver]] = {}  # every driver, by id; operations 
 class Seat:
     """A worker's place at its batcher."""
 
-    __slots__ = ("batch", "mine", "strong", "thread", "token", "unclaimed", "wake_at")
+    __slots__ = ("batch", "hirer", "mine", "strong", "thread", "token", "unclaimed", "wake_at")
 
-    def __init__(self, wake_at: int) -> None:
-        self.wake_at = wake_at
+    def __init__(self) -> None:
+        self.wake_at = 0  # until a worker sits down
+        self.hirer = 0  # identity of the thread that is about to start the worker's
         self.thread = 0  # identity of the worker's thread, once it runs
         self.token = _native.allocate_lock()
         self.token.acquire()
@@ -94,7 +95,7 @@ class Seat:
             pass
 
 
-NOBODY = Seat(0)
+NOBODY = Seat()
 
 
 class Driver:
@@ -120,6 +121,7 @@ class Driver:
         self._counters = Counters()  # written by the worker alone
         self._given_up = Counters()  # what others count; guarded by _lock
         self._farewells: deque[Ticket] = deque()  # of those who wait until the worker has nothing left to do
+        self._leaving: set[Seat] = set()  # tickets on other seats than _seat, for a fork to find
 
     def __del__(self) -> None:
         schedule = getattr(self, "_schedule", None)
@@ -168,10 +170,11 @@ class Driver:
             ticket.call = UNBOUND if binder is None else binder.bind(ticket.args, ticket.kwargs)
         self._schedule.queue.extend(tickets)
         seat = self._seat
-        if seat is NOBODY:
-            self._attend(tickets)
-        elif len(self._schedule.queue) >= seat.wake_at:
-            seat.wake(self)
+        if len(self._schedule.queue) >= seat.wake_at:
+            if seat.wake_at:
+                seat.wake(self)
+            else:
+                self._attend(tickets)
 
     def _attend(self, tickets: Sequence[Ticket]) -> None:
         """The slow half of `_put`: nobody sits at the queue that the tickets are in."""
@@ -186,7 +189,7 @@ class Driver:
             missing = "set_handler() and start()" if self._handler is None else "start()"
             try:
                 warnings.warn(f"batcher {self._name!r}: items wait for {missing}", RuntimeWarning, stacklevel=4)
-            except RuntimeWarning:  # made an error by the program's filters: then the call has failed
+            except BaseException:  # made an error by the program's filters: then the call has failed
                 for ticket in tickets:
                     self._schedule.withdraw(ticket)
                 raise
@@ -205,22 +208,29 @@ class Driver:
 
     def _call_worker(self) -> None:
         """Wake the worker; hire one if there is none."""
-        seat = Seat(NEVER)
+        seat = Seat()
+        seat.hirer = get_ident()
         try:
             with self._lock:
                 if self._seat is NOBODY:
                     self._seat = seat
                 elif self._seat.thread:
                     self._seat.wake(self)
+                elif self._seat.hirer == seat.hirer:  # a signal handler, or a __del__, come upon the starting of it
+                    seat = self._seat
                 # else one is on its way, and has yet to look at the queue
             if self._seat is seat:
-                _start(self, seat)
+                _start(self, seat)  # if it is the second thread, it finds the seat claimed
+                seat.hirer = 0
         except RuntimeError as error:
             self._bury(seat, error)
             raise WorkerDied(self._name, str(error)) from error
-        except BaseException:  # interrupted by a signal handler
+        except BaseException as error:  # interrupted by a signal handler, or out of memory; others count on it
             if self._seat is seat:
-                _start(self, seat)  # others count on it; if it is the second thread, it finds the seat claimed
+                try:
+                    _start(self, seat)
+                except BaseException:
+                    self._bury(seat, error)
             raise
 
     # -- working ------------------------------------------------------------------------------------------
@@ -262,10 +272,11 @@ class Driver:
         if hold is None:
             return False
         seat.wake_at = hold.wake_at
+        woken = True
         if len(schedule.queue) < hold.wake_at and not self._closed:
-            seat.token.acquire(True, min(max(hold.until - now, 0.0), _native.MAX_WAIT))
+            woken = seat.token.acquire(True, min(max(hold.until - now, 0.0), _native.MAX_WAIT))
         seat.wake_at = NEVER
-        return True
+        return woken or schedule.stale  # else time is up, whatever the clock says now
 
     def _run(self, seat: Seat) -> None:
         """Cut a batch, call the handler, deliver."""
@@ -290,7 +301,7 @@ class Driver:
                 try:
                     output = handler(*args, **kwargs)
                 except BaseException as error:
-                    error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without this frame
+                    error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # without this frame
                     output = Raised(error)
         except StopIteration as end:
             outcomes, errors = end.value
@@ -316,6 +327,7 @@ class Driver:
             return False
         try:
             if self._seat is not seat:
+                self._leaving.discard(seat)
                 return True
             self._seat = NOBODY
             if self._schedule.queue:
@@ -328,33 +340,46 @@ class Driver:
 
     def _bury(self, seat: Seat, error: BaseException) -> None:
         """A worker died: fail what it had, and what was queued behind it. The next item gets a new worker."""
+        died = partial(_because, error, WorkerDied, self._name, description(error))
         with self._lock:
-            if self._seat is not seat:
-                return
-            self._seat = NOBODY
-        import logging
-
-        logging.getLogger("ubatch").error("the worker of batcher %r died", self._name, exc_info=error)
-        died = partial(_because, error, WorkerDied, self._name, f"{type(error).__name__}: {error}")
-        self._give_up_batch(seat, died)
+            dismissed = self._seat is not seat
+            if not dismissed:
+                self._seat = NOBODY
+        self._give_up_batch(seat, died)  # of a dismissed one, too: it may have died delivering
+        if dismissed:
+            self._leaving.discard(seat)
+            return
         self._give_up_queue(died)
         self._farewell()
+        import logging  # last, as log handlers are user code
+
+        logging.getLogger("ubatch").error("the worker of batcher %r died", self._name, exc_info=error)
 
     def _give_up_batch(self, seat: Seat, error: Callable[[], Exception]) -> None:
-        batch = seat.batch
-        outcomes = [error() if ticket.outcome is PENDING else ticket.outcome for ticket in batch]
-        with self._lock:
-            self._given_up.errors += sum(ticket.outcome is PENDING for ticket in batch)
-        seat.batch = []
-        deliver(batch, outcomes)
+        held = Seat()
+        self._leaving.add(held)
+        try:
+            with self._lock:
+                held.batch, seat.batch = seat.batch, []  # one of us delivers it
+                self._given_up.errors += sum(ticket.outcome is PENDING for ticket in held.batch)
+        finally:  # a signal handler may raise
+            self._give_up(held, error)
 
     def _give_up_queue(self, error: Callable[[], Exception]) -> None:
-        tickets: list[Any] = []
-        cancelled = self._schedule.take(len(self._schedule), tickets)
-        with self._lock:
-            self._given_up.cancelled += cancelled
-            self._given_up.dropped += len(tickets)
-        deliver(tickets, [error() for _ in tickets])
+        held = Seat()
+        self._leaving.add(held)
+        try:
+            cancelled = self._schedule.take(len(self._schedule), held.batch)
+            with self._lock:
+                self._given_up.cancelled += cancelled
+                self._given_up.dropped += len(held.batch)
+        finally:
+            self._give_up(held, error)
+
+    def _give_up(self, held: Seat, error: Callable[[], Exception]) -> None:
+        batch = held.batch
+        deliver(batch, [error() if ticket.outcome is PENDING else ticket.outcome for ticket in batch])
+        self._leaving.discard(held)
 
     # -- stopping -----------------------------------------------------------------------------------------
 
@@ -366,7 +391,7 @@ class Driver:
     def _say_when_done(self, ticket: Ticket) -> None:
         """Deliver `ticket` when the worker has nothing left to do."""
         self._farewells.append(ticket)
-        if self._seat is NOBODY and not self._schedule.queue:
+        if self._seat is NOBODY and (self._handler is None or not self._schedule.queue):
             self._farewell()
         else:
             try:
@@ -386,6 +411,7 @@ class Driver:
         """Give up on the worker and on all that it has, as its time is up."""
         with self._lock:
             seat, self._seat = self._seat, NOBODY
+            self._leaving.add(seat)  # until it retires
         self._give_up_queue(partial(Stopped, self._name))
         self._abandon(seat)
         if seat is not NOBODY:
@@ -402,29 +428,37 @@ class Driver:
 
     def _cannot_wait(self) -> bool:
         """Whether waiting for the worker would wait for oneself; it drains and ends by itself."""
-        # the lock is this thread's own if a signal handler or a __del__ came upon a submit that holds it
-        return get_ident() == self._seat.thread or self._lock._is_owned()
+        # a lock is this thread's own if a signal handler or a __del__ came upon a submit, or a look at a future
+        return (
+            get_ident() == self._seat.thread
+            or self._lock._is_owned()
+            or any(ticket.locked_here() for ticket in [*self._schedule.next(sys.maxsize), *self._seat.batch])
+        )
 
     def _stop(self, drain: bool, timeout: float | None) -> bool:
         self._close(drain)
         if self._cannot_wait():
+            self._reconsider()
             return False
         ticket = blocking((), {})
         if isinstance(ticket, ThreadTicket):
             ticket.thread = 0  # no link of a chain: it may give up waiting
         self._say_when_done(ticket)
+        if _native.in_hub():  # a signal handler; a hub cannot wait
+            return False
         if ticket.wait(timeout):
             return True
-        self._dismiss()
+        if self._closed:  # not if a start() has overtaken
+            self._dismiss()
         return False
 
     # -- forking ------------------------------------------------------------------------------------------
 
     def _forked(self) -> None:
         """In the child: start anew; what was inherited has nobody to run it. No inherited lock is touched."""
-        seat = self._seat
-        inherited = [*self._schedule.queue, *seat.batch, *self._farewells]
-        if seat is not NOBODY:
+        inherited = [*self._schedule.queue, *self._farewells]
+        for seat in {self._seat, *self._leaving}:
+            inherited += seat.batch
             seat.mine.clear()
         self._fresh()
         for ticket in inherited:
@@ -446,23 +480,21 @@ def _start(driver: Driver, seat: Seat) -> None:
         raise RuntimeError("the interpreter is shutting down")
     # in a box, as the thread's own records hold its arguments for as long as it runs
     box = [driver]
-    _native.start_thread(f"ubatch-{driver._name}", partial(_work, box, seat), partial(_not_started, box, seat))
-
-
-def _not_started(box: list[Driver], seat: Seat, error: BaseException) -> None:
-    box.pop()._bury(seat, error)
+    _native.start_thread(f"ubatch-{driver._name}", partial(_work, box, seat))
 
 
 def _work(box: list[Driver], seat: Seat) -> None:
     """The worker thread."""
-    driver: Driver | None = box.pop()
+    driver: Driver | None = None
     try:
+        driver = box.pop()
         seat.unclaimed.pop()
-    except IndexError:  # hired twice
+    except IndexError:  # hired twice, or started twice
         return
-    seat.thread = get_ident()
-    ref = weakref.ref(driver, lambda _: seat.ring())
+    ref = weakref.ref(driver)
     try:
+        seat.thread = get_ident()
+        ref = weakref.ref(driver, lambda _: seat.ring())
         while driver is not None and driver._shift(seat):
             driver = None
             woken = seat.token.acquire(True, IDLE_EXIT)

@@ -1,18 +1,22 @@
 """The ticket of `submit`: a `concurrent.futures.Future`.
 
 A room of its own because `concurrent.futures` brings `logging` along, which takes longer to import than all of
-ubatch: it is loaded with the first `submit`.
+ubatch: it is loaded with the first batcher.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
+from functools import partial
 from typing import Any, Protocol
 
 from . import _native
 from ._waiters import HubTicket, Ticket, deliver
+
+_log = logging.getLogger("concurrent.futures")  # where a future's callbacks that raise are always reported
 
 
 class Queue(Protocol):
@@ -33,12 +37,12 @@ class FutureTicket(Ticket, Future[Any]):
         self._queue: Queue | None = queue
 
     def claim(self) -> bool:
-        if self.left:
-            return False
-        try:
-            return self.set_running_or_notify_cancel()
-        except (InvalidStateError, RuntimeError):  # somebody else set its result
-            return False
+        with self._condition:
+            # not set_running_or_notify_cancel, which complains if cancel() has already told the waiters
+            pending = self._state == "PENDING"
+            if pending:
+                self._state = "RUNNING"
+        return pending
 
     def cancel(self) -> bool:
         if not super().cancel():
@@ -52,7 +56,10 @@ class FutureTicket(Ticket, Future[Any]):
 
     def result(self, timeout: float | None = None) -> Any:
         """As of any future; a greenlet lets others run meanwhile."""
-        return super().result(self._wait(timeout))
+        try:
+            return super().result(self._wait(timeout))
+        finally:
+            del self  # the traceback refers to this frame: no cycle through it
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As of any future; a greenlet lets others run meanwhile."""
@@ -79,19 +86,61 @@ class FutureTicket(Ticket, Future[Any]):
         for ticket in tickets:
             outcome, ticket.outcome = ticket.outcome, None
             ticket.args, ticket.kwargs, ticket.call, ticket._queue = (), {}, None, None
+            if ticket.locked_here():
+                # A signal handler, or a __del__, has come upon a look at this future. To settle it from inside would
+                # be to call the waiters before they wait: another thread does it, once this one has let go.
+                try:
+                    _native.start_thread("ubatch-late", partial(ticket._settle_late, outcome))
+                    continue
+                except RuntimeError:  # no thread: then at that risk
+                    pass
             try:
-                if isinstance(outcome, BaseException):
-                    ticket.set_exception(outcome)
-                else:
-                    ticket.set_result(outcome)
-            except InvalidStateError:  # somebody else set its result
-                pass
+                ticket._settle(outcome)
+            except BaseException:  # of a done-callback, most likely; or injected into this thread
+                _log.exception("exception calling callback for %r", ticket)
+                ticket._settle(outcome)
+                with ticket._condition:
+                    ticket._condition.notify_all()
+
+    def locked_here(self) -> bool:
+        return self._condition._is_owned()
+
+    def _settle(self, outcome: Any) -> None:
+        try:
+            if isinstance(outcome, BaseException):
+                self.set_exception(outcome)
+            else:
+                self.set_result(outcome)
+        except InvalidStateError:  # somebody else set its result
+            pass
+
+    def _settle_late(self, outcome: Any) -> None:
+        try:
+            self._settle(outcome)
+        finally:
+            _native.destroy_hub()
+
+    def _invoke_callbacks(self) -> None:
+        # as of any future, but one that raises SystemExit or the like does not stop those after it
+        raised: BaseException | None = None
+        for callback in self._done_callbacks:
+            try:
+                callback(self)
+            except Exception:
+                _log.exception("exception calling callback for %r", self)
+            except BaseException as error:
+                raised = error
+        if raised is not None:
+            try:
+                raise raised
+            finally:
+                del raised
 
     def orphan(self, error: Exception) -> None:
+        # the condition may be held by a thread that does not exist here, and what was to be called back belongs
+        # to the parent
+        self._condition = threading.Condition()
+        self._done_callbacks: list[Any] = []
+        self._waiters = []
         if not self.done():
-            # the condition may have been held by a thread that does not exist here, and what was to be called
-            # back belongs to the parent
-            self._condition = threading.Condition()
-            self._done_callbacks: list[Any] = []
-            self._waiters = []
             self.set_exception(error)

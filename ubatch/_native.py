@@ -48,7 +48,7 @@ main_ident: int | None = None if _threading_is_patched() else threading.main_thr
 """Identity of the thread in which Python runs signal handlers; `None` where that cannot be told (gevent)."""
 
 
-def start_thread(name: str, target: Callable[[], None], failed: Callable[[BaseException], None]) -> None:
+def start_thread(name: str, target: Callable[[], None]) -> None:
     """Run `target` in a native daemon thread called `name`.
 
     Safe wherever Python code can run, in a `__del__` or a signal handler too: `threading.Thread.start` takes
@@ -57,8 +57,7 @@ def start_thread(name: str, target: Callable[[], None], failed: Callable[[BaseEx
 
     Args:
         name: shown by `threading`, by debuggers and in log records.
-        target: must not raise.
-        failed: called in place of `target`, in some thread, if the second of the two starts fails.
+        target: must not raise, and must bear being called twice.
 
     Raises:
         RuntimeError: no thread can be started (a limit of the system, the interpreter is shutting down).
@@ -66,20 +65,30 @@ def start_thread(name: str, target: Callable[[], None], failed: Callable[[BaseEx
     if _threading_is_patched():
         _start_new_thread(target, ())
     else:
-        _start_new_thread(_launch, (name, target, failed))
+        _start_new_thread(_launch, (name, target))
 
 
-def _launch(name: str, target: Callable[[], None], failed: Callable[[BaseException], None]) -> None:
+def _launch(name: str, target: Callable[[], None]) -> None:
     try:
         threading.Thread(target=target, name=name, daemon=True).start()
-    except BaseException as error:
-        failed(error)
+    except BaseException:  # a limit of the system; or the interpreter is about to end, and lets no thread begin
+        target()  # this one will do
 
 
 def current_hub() -> Any:
     """The gevent hub of this thread, or `None` (gevent not imported, or no hub made in this thread)."""
     local = sys.modules.get("gevent._hub_local")
     return None if local is None else local.get_hub_if_exists()
+
+
+def in_hub() -> bool:
+    """Whether what runs is a gevent hub itself: a callback of its loop, or a signal handler that came upon it."""
+    hub = current_hub()
+    if hub is None:
+        return False
+    from greenlet import getcurrent
+
+    return getcurrent() is hub
 
 
 def destroy_hub() -> None:

@@ -63,14 +63,11 @@ class Fifo:
                 into.extend(starmap(queue.popleft, repeat((), min(most - held, len(queue)))))
             except IndexError:  # stop() took the rest meanwhile
                 pass
-            left = []
-            for item in islice(into, held, None):
-                if not item.claim():
-                    left.append(item)
+            left = {id(item) for item in islice(into, held, None) if not item.claim()}
             if not left:
                 break
             gone += len(left)
-            into[:] = [item for item in into if item not in left]
+            into[:] = [item for item in into if id(item) not in left]
             held = len(into)
         return gone
 
@@ -85,11 +82,19 @@ class Fifo:
         """
         gone = 0
         self.stale = False  # before the look: whoever leaves from here on sets it again
-        while dead := [item for item in list(islice(self.queue, most)) if item.left]:
+        while dead := [item for item in self.next(most) if item.left]:
             gone += sum(map(self.withdraw, dead))
         if len(self.queue) > most:
             self.stale = True  # the rest has not been looked at
         return gone
+
+    def next(self, most: int) -> list[Item]:
+        """The items that leave next, `most` at most, as they are at one moment."""
+        while True:
+            try:
+                return list(islice(self.queue, most))
+            except RuntimeError:  # something was appended between the making of the iterator and its first step
+                pass
 
     def withdraw(self, item: Item) -> bool:
         """Take back an item that nobody has taken; `False` if somebody has. O(n)."""

@@ -44,6 +44,8 @@ else:
     class Generic:
         """Subscripting gives an alias with `__origin__` and `__args__`."""
 
+        __slots__ = ()
+
         __class_getitem__ = classmethod(type(list[int]))
 
     def TypeVar(name, **_):

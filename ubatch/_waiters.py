@@ -61,6 +61,10 @@ class Ticket:
         """Its caller is gone, for good, whatever becomes of the ticket."""
         self.left = True
 
+    def locked_here(self) -> bool:
+        """Whether the worker would have to wait for a lock that this very thread holds."""
+        return False
+
     @staticmethod
     def wake_all(tickets: Sequence[Any]) -> None:
         """Wake the callers of tickets of this kind and of one home; their outcomes are set."""
@@ -81,13 +85,14 @@ class BlockingTicket(Ticket):
         raise NotImplementedError
 
     def result(self) -> Any:
-        """Return or raise the outcome."""
+        """Return or raise the outcome. Called once."""
         outcome = self.outcome
         if isinstance(outcome, BaseException):
+            self.outcome = None  # the traceback will refer to the frames of callers: no cycle through them,
             try:
                 raise outcome
             finally:
-                del self, outcome  # the traceback refers to this frame: no cycle through it
+                del self, outcome  # nor through this one
         return outcome
 
 
@@ -181,8 +186,8 @@ class ThreadTicket(BlockingTicket):
     def orphan(self, error: Exception) -> None:
         if self.outcome is PENDING:
             self.outcome = error
-            self.next = None
-            self.wake()
+        self.next = None
+        self.wake()  # also if it was delivered: the fork may have come before its waking
 
 
 class HubTicket(BlockingTicket):
@@ -215,8 +220,8 @@ class HubTicket(BlockingTicket):
         greenlet = getcurrent()
         if greenlet is self.hub:
             raise RuntimeError("a callback of the gevent hub cannot wait for a batch; spawn a greenlet")
-        self.home.enter()
         self.greenlet = greenlet
+        self.home.enter()
         try:
             while self.outcome is PENDING:
                 self.hub.switch()
@@ -232,9 +237,10 @@ class HubTicket(BlockingTicket):
     def orphan(self, error: Exception) -> None:
         if self.outcome is PENDING:
             self.outcome = error
-            if self.greenlet is not None and self.hub is _native.current_hub():
-                # the watcher may still share its file descriptor with the parent: not through it
-                self.hub.loop.run_callback(self.greenlet.switch)
+        if self.greenlet is not None and self.hub is _native.current_hub():
+            # the watcher may still share its file descriptor with the parent: not through it
+            self.home.ready.append(self)
+            self.hub.loop.run_callback(self.home._switch)
 
 
 class _HubHome:
@@ -259,6 +265,7 @@ class _HubHome:
         self.waiting -= 1
         if not self.waiting:
             self.watcher.stop()
+            self.ready.clear()  # whoever is left in it has seen its outcome, or will
 
     def wake(self, tickets: Sequence[HubTicket]) -> None:
         """Called by any thread. A greenlet that has not begun to wait will see its outcome by itself."""
@@ -299,14 +306,18 @@ class LoopTicket(Ticket):
         except RuntimeError:  # the loop is closed, and its tasks are gone
             pass
 
+    def leave(self) -> None:
+        self.left = True
+        if self.future.done() and not self.future.cancelled():
+            self.future.exception()  # seen: nothing is logged if nobody asks for it
+
     def orphan(self, error: Exception) -> None:
         if not self.future.done():
             try:
-                self.outcome = error
-                _resolve([self])
-                self.future.exception()  # seen: nothing is logged if nobody in this child asks for it
+                self.future.set_exception(error)
             except RuntimeError:  # a loop in debug mode, of a thread that does not exist here
                 pass
+            self.leave()
 
 
 def _resolve(tickets: Sequence[LoopTicket]) -> None:

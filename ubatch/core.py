@@ -67,6 +67,9 @@ class UBatch(Driver, Generic[T, U]):
     ) -> None:
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a string, not {name!r}")
+        from ._future import FutureTicket  # not in submit(), which a signal handler or a __del__ may call at any time
+
+        self._future = FutureTicket
         self._given_name = name
         self._timeout = _checked_timeout(timeout)
         super().__init__(name or "ubatch", _checked_max_size(max_size), _policy(self._timeout))
@@ -164,8 +167,8 @@ class UBatch(Driver, Generic[T, U]):
     @overload
     def ubatch(self, item: T, /, *args: Any, **kwargs: Any) -> U: ...
     @overload
-    def ubatch(self, **kwargs: Any) -> U: ...
-    def ubatch(self, *args: Any, **kwargs: Any) -> Any:
+    def ubatch(self, /, **kwargs: Any) -> U: ...
+    def ubatch(self, /, *args: Any, **kwargs: Any) -> Any:
         """Hand over one item and wait for its result.
 
         A greenlet lets others run meanwhile. If the wait is interrupted (`KeyboardInterrupt`,
@@ -202,8 +205,8 @@ class UBatch(Driver, Generic[T, U]):
     @overload
     def submit(self, item: T, /, *args: Any, **kwargs: Any) -> Future[U]: ...
     @overload
-    def submit(self, **kwargs: Any) -> Future[U]: ...
-    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+    def submit(self, /, **kwargs: Any) -> Future[U]: ...
+    def submit(self, /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Hand over one item and return at once.
 
         Args:
@@ -215,29 +218,33 @@ class UBatch(Driver, Generic[T, U]):
         Raises:
             TypeError, Stopped, WorkerDied: as `ubatch`; whatever else goes wrong is in the future.
         """
-        from ._future import FutureTicket
-
-        ticket = FutureTicket(args, kwargs, self._schedule)
+        ticket = self._future(args, kwargs, self._schedule)
         self._put(ticket)
         return ticket
 
     @overload
     async def aubatch(self, item: T, /, *args: Any, **kwargs: Any) -> U: ...
     @overload
-    async def aubatch(self, **kwargs: Any) -> U: ...
-    async def aubatch(self, *args: Any, **kwargs: Any) -> Any:
+    async def aubatch(self, /, **kwargs: Any) -> U: ...
+    async def aubatch(self, /, *args: Any, **kwargs: Any) -> Any:
         """`ubatch` for coroutines of an asyncio event loop (uvloop too). Cancelling drops the item if it can."""
         import asyncio
 
         if get_ident() == self._seat.thread:
             raise self._own_worker()
         ticket = LoopTicket(args, kwargs, asyncio.get_running_loop())
-        self._put(ticket)
+        try:
+            self._put(ticket)
+        except BaseException:
+            self._leave([ticket])
+            raise
         try:
             return await ticket.future
         except (asyncio.CancelledError, GeneratorExit):
             self._leave([ticket])
             raise
+        finally:
+            del ticket  # the traceback refers to this frame: no cycle through it
 
     def map(self, items: Iterable[T], /, *more: Iterable[Any]) -> list[U]:
         """Hand over many items and wait for all of them.
@@ -289,7 +296,10 @@ class UBatch(Driver, Generic[T, U]):
             raise
         errors = [error for ticket in tickets if (error := ticket.future.exception()) is not None]
         if errors:
-            raise errors[0]
+            try:
+                raise errors[0]
+            finally:
+                del error, errors, tickets  # the traceback refers to this frame: no cycle through it
         return [ticket.future.result() for ticket in tickets]
 
     # -- looking at it ------------------------------------------------------------------------------------

@@ -32,13 +32,12 @@ if TYPE_CHECKING:
     from .stats import Stats
 
 P = ParamSpec("P")
-Q = ParamSpec("Q")
 R = TypeVar("R")
 S = TypeVar("S")
 T = TypeVar("T")
 U = TypeVar("U")
 F = TypeVar("F", bound="Callable[..., Any]")
-F_co = TypeVar("F_co", bound="Callable[..., Any]", covariant=True)
+F_co = TypeVar("F_co", covariant=True)
 
 _numbers = itertools.count(1)
 _making = _native.reentrant_lock()  # guards the making of batchers
@@ -69,10 +68,13 @@ def ubatch_decorator(max_size: Any = 64, timeout: float | None = None, *, name: 
             function is for `ubatch.aio`). Also, when the class is made, for `@classmethod` outside the decorator
             (Python before 3.12 wraps it in a `RuntimeError`).
     """
-    if callable(max_size) or isinstance(max_size, (classmethod, staticmethod)):
-        return _decorate(max_size, {"timeout": timeout, "name": name}, sys._getframe(1))
-    options: dict[str, Any] = {"max_size": max_size, "timeout": timeout, "name": name}
+    options: dict[str, Any] = {"timeout": timeout, "name": name}
+    bare = callable(max_size) or isinstance(max_size, (classmethod, staticmethod))
+    if not bare:
+        options["max_size"] = max_size
     UBatch(**options)  # a wrong option is told here, where it stands
+    if bare:
+        return _decorate(max_size, options, sys._getframe(1))
 
     def decorator(function: Any) -> Any:
         return _decorate(function, options, sys._getframe(1))
@@ -101,6 +103,11 @@ class _Faces(Generic[F_co]):
     """The faces of a batcher on something that has one; `F_co` is the type of the plain function."""
 
     __slots__ = ()
+
+    __call__: F_co
+    """The plain function."""
+    __name__: str
+    __qualname__: str
 
     @property
     def batcher(self: _Faces[Handler[T, U]]) -> UBatch[T, U]:
@@ -140,8 +147,6 @@ class BatchedFunction(_Faces[F_co]):
     """What `ubatch_decorator` makes: the plain function, the faces, and a descriptor for methods."""
 
     __wrapped__: Callable[..., Any]
-    __name__: str
-    __qualname__: str
 
     def __init__(self: BatchedFunction[Any], function: Callable[..., Any], options: dict[str, Any]) -> None:
         functools.update_wrapper(self, function)
@@ -155,23 +160,28 @@ class BatchedFunction(_Faces[F_co]):
         # a function made elsewhere that a class body gives a second name stays a function
         self._is_method |= getattr(self, "__qualname__", None) == f"{owner.__qualname__}.{name}"
 
+    @overload  # a staticmethod: its first parameter takes the list already
+    def __get__(
+        self: BatchedFunction[Handler[Any, Any]], instance: object, owner: type | None = None, /
+    ) -> BatchedFunction[F_co]: ...
     @overload  # a classmethod
     def __get__(
-        self: BatchedFunction[Callable[Concatenate[type[S], Q], R]], instance: S | None, owner: type[S], /
-    ) -> BatchedMethod[Callable[Q, R]]: ...
+        self: BatchedFunction[Callable[Concatenate[type[S], P], R]], instance: S | None, owner: type[S], /
+    ) -> BatchedMethod[Callable[P, R]]: ...
     @overload  # a method
     def __get__(
-        self: BatchedFunction[Callable[Concatenate[S, Q], R]], instance: S, owner: type[S], /
-    ) -> BatchedMethod[Callable[Q, R]]: ...
-    @overload  # a staticmethod, or a method looked up in its class
-    def __get__(self, instance: object, owner: type | None = None, /) -> BatchedFunction[F_co]: ...
+        self: BatchedFunction[Callable[Concatenate[S, P], R]], instance: S, owner: type[S], /
+    ) -> BatchedMethod[Callable[P, R]]: ...
+    @overload  # a method looked up in its class
+    def __get__(self, instance: None, owner: type, /) -> BatchedFunction[F_co]: ...
     def __get__(self, instance: Any, owner: type | None = None, /) -> Any:
         return self if instance is None else BatchedMethod(self, instance)
 
-    def __call__(self: BatchedFunction[Callable[P, R]], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call the plain function."""
-        result: R = self.__wrapped__(*args, **kwargs)
-        return result
+    if not TYPE_CHECKING:  # to checkers it is of the function's own type: `F_co`, see `_Faces`
+
+        def __call__(self, /, *args, **kwargs):
+            """Call the plain function."""
+            return self.__wrapped__(*args, **kwargs)
 
     @property
     def batcher(self: BatchedFunction[Handler[T, U]]) -> UBatch[T, U]:
@@ -211,7 +221,7 @@ class BatchedFunction(_Faces[F_co]):
         return f"<ubatch_decorator of {self.__wrapped__!r}>"
 
 
-class BatchedClassMethod(BatchedFunction[F_co]):
+class BatchedClassMethod(BatchedFunction["Any"]):
     """A decorated `classmethod`."""
 
     def __get__(self, instance: object, owner: type | None = None, /) -> Any:
@@ -223,7 +233,7 @@ class BatchedClassMethod(BatchedFunction[F_co]):
         raise TypeError(f"{self.__qualname__} is a classmethod: its batchers belong to classes")
 
 
-class BatchedStaticMethod(BatchedFunction[F_co]):
+class BatchedStaticMethod(BatchedFunction["Any"]):
     """A decorated `staticmethod`: a function in a class."""
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -255,13 +265,18 @@ class BatchedMethod(_Faces[F_co]):
         """
         return self.__func__._batcher_of(self.__self__, self.__wrapped__)
 
-    def __call__(self: BatchedMethod[Callable[P, R]], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call the plain method."""
-        result: R = self.__func__.__wrapped__(self.__self__, *args, **kwargs)
-        return result
+    if not TYPE_CHECKING:  # to checkers it is `F_co`, and a misspelt face is a mistake
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__func__, name)  # __name__, __doc__ and the like
+        def __call__(self, /, *args, **kwargs):
+            """Call the plain method."""
+            return self.__func__.__wrapped__(self.__self__, *args, **kwargs)
+
+        def __getattr__(self, name):
+            return getattr(self.__func__, name)  # __name__ and the like
+
+    @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        return self.__func__.__doc__
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, BatchedMethod) and self.__self__ is other.__self__ and self.__func__ is other.__func__
@@ -305,6 +320,9 @@ class _OrderCheck:
     @classmethod
     def put(cls, decorated: BatchedFunction[Any], namespace: dict[str, Any]) -> None:
         namespace[f"{decorated._key}_order"] = cls(decorated)
+
+    def __get__(self, instance: object, owner: type | None = None) -> _OrderCheck:
+        return self  # it is never looked up; `enum` takes what has no `__get__` for a member
 
     def __set_name__(self, owner: type, name: str) -> None:
         type.__delattr__(owner, name)

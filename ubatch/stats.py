@@ -68,6 +68,9 @@ class Stats:
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a snapshot cannot be changed: {name}")
 
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a snapshot cannot be changed: {name}")
+
     def __reduce__(self) -> tuple[object, ...]:
         return _restored, (self.asdict(),)
 

@@ -10,11 +10,14 @@ from __future__ import annotations
 import queue
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from typing import TypeVar
 
 from typing_extensions import assert_type
 
 import ubatch
 from ubatch import UBatch, ubatch_decorator
+
+T = TypeVar("T")
 
 
 def lengths(texts: list[str]) -> list[int]:
@@ -137,6 +140,11 @@ def configured(texts: list[str], *, factor: Sequence[float] = ()) -> list[int]:
     raise NotImplementedError
 
 
+@ubatch_decorator
+def generic(items: list[T]) -> list[T]:
+    raise NotImplementedError
+
+
 async def functions() -> None:
     assert_type(bare(["a"]), list[int])
     assert_type(bare(texts=["a"]), list[int])
@@ -157,6 +165,9 @@ async def functions() -> None:
     assert_type(configured.ubatch(texts="a", factor=0.5), int)
     assert_type(configured.map(["a"], [0.5]), list[int])
     assert_type(list(map(bare, [["a"]])), list[list[int]])
+    assert_type(bare.__name__, str)
+
+    assert_type(generic([1]), list[int])
 
     bare("a")  # type: ignore
     bare(["a"], 1)  # type: ignore
@@ -216,6 +227,14 @@ async def methods(model: Model) -> None:
     assert_type(Model.outside.ubatch("a"), int)
     assert_type(model.inside(["a"]), list[int])
     assert_type(Model.inside.ubatch("a"), int)
+
+    assert_type(model.encode.__name__, str)
+    assert_type(UBatch(handler=model.encode), UBatch[str, int])
+
+    model.encode("a")  # type: ignore
+    model.encode.ubatch(1)  # type: ignore
+    model.encode.ubacth("a")  # type: ignore
+    Model.encode(["a"])  # type: ignore
 
 
 # Errors: who catches the standard library's catches ours.

@@ -30,6 +30,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before anything imports numpy
@@ -39,6 +40,9 @@ PROC = Path("/proc/self")
 PR_SET_CHILD_SUBREAPER = 36
 
 Held = dict[tuple[object, ...], str]  # threads, children, descriptors of this process, and their names
+
+hypothesis.settings.register_profile("ubatch", deadline=None, print_blob=True)  # a slow core is no failure
+hypothesis.settings.load_profile("ubatch")
 
 _has_failed = pytest.StashKey[bool]()
 

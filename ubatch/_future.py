@@ -139,8 +139,13 @@ class FutureTicket(Ticket, Future[Any]):
     def orphan(self, error: Exception) -> None:
         # the condition may be held by a thread that does not exist here, and what was to be called back belongs
         # to the parent
-        self._condition = threading.Condition()
+        inherited, self._condition = self._condition, threading.Condition()
         self._done_callbacks: list[Any] = []
         self._waiters = []
         if not self.done():
             self.set_exception(error)
+        for waiter in inherited._waiters:  # of this very thread, if it forked in a signal handler within result()
+            try:
+                waiter.release()
+            except RuntimeError:  # notified before
+                pass

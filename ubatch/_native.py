@@ -63,9 +63,21 @@ def start_thread(name: str, target: Callable[[], None]) -> None:
         RuntimeError: no thread can be started (a limit of the system, the interpreter is shutting down).
     """
     if _threading_is_patched():
+        _settle_gevent()
         _start_new_thread(target, ())
     else:
         _start_new_thread(_launch, (name, target))
+
+
+def _settle_gevent() -> None:
+    """Have gevent import what its hubs are made of, before a worker makes one at the same moment as this thread.
+
+    The import lock is patched too: it makes a hub for the thread that waits for it, which imports in its turn.
+    """
+    from gevent import config
+
+    for setting in ("loop", "libev_backend", "format_context"):
+        getattr(config, setting)
 
 
 def _launch(name: str, target: Callable[[], None]) -> None:

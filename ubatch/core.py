@@ -148,7 +148,7 @@ class UBatch(Driver, Generic[T, U]):
         ticket = LoopTicket((), {}, asyncio.get_running_loop())
         self._say_when_done(ticket)
         done, _ = await asyncio.wait([ticket.future], timeout=timeout)
-        if not done:
+        if not done and self._closed:  # not if a start() has overtaken
             self._dismiss()
         return bool(done)
 

@@ -57,9 +57,7 @@ def test_all_names_everything_public():
 def test_every_error_is_public():
     """Who must catch an error can import it from the package."""
     defined = {
-        name
-        for name, value in vars(errors).items()
-        if inspect.isclass(value) and value.__module__ == errors.__name__
+        name for name, value in vars(errors).items() if inspect.isclass(value) and value.__module__ == errors.__name__
     }
     assert defined <= set(PUBLIC)
 

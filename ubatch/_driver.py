@@ -45,7 +45,7 @@ from ._binding import UNBOUND, Binder
 from ._native import get_ident, monotonic
 from ._policy import Window
 from ._schedule import Fifo
-from ._waiters import PENDING, ThreadTicket, Ticket, blocking, deliver
+from ._waiters import PENDING, BlockingTicket, ThreadTicket, Ticket, blocking, deliver
 from .errors import Stopped, WorkerDied
 from .stats import Counters
 
@@ -71,7 +71,7 @@ _living: dict[int, weakref.ref[Driver]] = {}  # every driver, by id; operations 
 class Seat:
     """A worker's place at its batcher."""
 
-    __slots__ = ("batch", "hirer", "mine", "strong", "thread", "token", "unclaimed", "wake_at")
+    __slots__ = ("batch", "bell", "has_hub", "hirer", "mine", "strong", "thread", "token", "unclaimed", "wake_at")
 
     def __init__(self) -> None:
         self.wake_at = 0  # until a worker sits down
@@ -79,6 +79,8 @@ class Seat:
         self.thread = 0  # identity of the worker's thread, once it runs
         self.token = _native.allocate_lock()
         self.token.acquire()
+        self.has_hub = False  # whether the handler has used code that gevent patched
+        self.bell: Ticket | None = None  # what the worker waits by then, as the token is not enough
         self.strong: Driver | None = None
         self.unclaimed = [True]  # popped by the thread that sits down
         self.batch: list[Any] = []  # tickets taken from the queue and not all delivered yet
@@ -93,6 +95,24 @@ class Seat:
             self.token.release()
         except RuntimeError:  # released already: the worker is about to look
             pass
+        bell = self.bell
+        if bell is not None:
+            deliver([bell], [None])
+
+    def pause(self, timeout: float) -> bool:
+        """Wait for `ring`, `timeout` seconds at most; say whether it came.
+
+        A worker whose handler has used code that gevent patched waits by its hub: a lock that it has held may
+        need the hub to run before others get it.
+        """
+        if not self.has_hub:
+            return self.token.acquire(True, timeout)
+        ticket = blocking((), {})
+        self.bell = ticket  # before the look at the token; `ring` does it the other way round
+        try:
+            return self.token.acquire(False) or (ticket.wait(timeout) and self.token.acquire(False))
+        finally:
+            self.bell = None
 
 
 NOBODY = Seat()
@@ -274,7 +294,7 @@ class Driver:
         seat.wake_at = hold.wake_at
         woken = True
         if len(schedule.queue) < hold.wake_at and not self._closed:
-            woken = seat.token.acquire(True, min(max(hold.until - now, 0.0), _native.MAX_WAIT))
+            woken = seat.pause(min(max(hold.until - now, 0.0), _native.MAX_WAIT))
         seat.wake_at = NEVER
         return woken or schedule.stale  # else time is up, whatever the clock says now
 
@@ -316,6 +336,9 @@ class Driver:
         deliver(batch, outcomes)
         seat.batch = []
         del batch, outcomes
+        if _native.current_hub() is not None:
+            seat.has_hub = True
+            _native.run_hub()
 
     def _retire(self, seat: Seat) -> bool:
         """Leave the seat; `False` if the worker is to stay, as an item came at the last moment.
@@ -335,6 +358,7 @@ class Driver:
                 return False
         finally:
             self._lock.release()
+        _native.destroy_hub()  # before stop() returns: perhaps to the interpreter's exit, which does not bear it beside
         self._farewell()
         return True
 
@@ -435,12 +459,12 @@ class Driver:
             or any(ticket.locked_here() for ticket in [*self._schedule.next(sys.maxsize), *self._seat.batch])
         )
 
-    def _stop(self, drain: bool, timeout: float | None) -> bool:
+    def _stop(self, drain: bool, timeout: float | None, ticket: BlockingTicket | None = None) -> bool:
         self._close(drain)
         if self._cannot_wait():
             self._reconsider()
             return False
-        ticket = blocking((), {})
+        ticket = ticket or blocking((), {})
         if isinstance(ticket, ThreadTicket):
             ticket.thread = 0  # no link of a chain: it may give up waiting
         self._say_when_done(ticket)
@@ -456,7 +480,7 @@ class Driver:
 
     def _forked(self) -> None:
         """In the child: start anew; what was inherited has nobody to run it. No inherited lock is touched."""
-        inherited = [*self._schedule.queue, *self._farewells]
+        inherited: list[Any] = [*self._schedule.queue, *self._farewells]
         for seat in {self._seat, *self._leaving}:
             inherited += seat.batch
             seat.mine.clear()
@@ -497,7 +521,7 @@ def _work(box: list[Driver], seat: Seat) -> None:
         ref = weakref.ref(driver, lambda _: seat.ring())
         while driver is not None and driver._shift(seat):
             driver = None
-            woken = seat.token.acquire(True, IDLE_EXIT)
+            woken = seat.pause(IDLE_EXIT)
             driver = seat.strong or ref()
             seat.strong = None
             if driver is not None and not woken and driver._retire(seat):
@@ -527,7 +551,8 @@ def _at_exit() -> None:
     for driver in drivers:
         driver._close(drain=False)
     for driver in drivers:
-        driver._stop(drain=False, timeout=max(0.0, until - monotonic()))
+        # the thread itself waits, also where it has a hub, whose greenlets are not to go on now
+        driver._stop(drain=False, timeout=max(0.0, until - monotonic()), ticket=ThreadTicket((), {}, 0))
 
 
 atexit.register(_at_exit)

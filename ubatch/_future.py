@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from . import _native
-from ._waiters import HubTicket, Ticket, deliver
+from ._waiters import BlockingTicket, Ticket, blocking, deliver
 
 _log = logging.getLogger("concurrent.futures")  # where a future's callbacks that raise are always reported
 
@@ -26,6 +26,23 @@ class Queue(Protocol):
     """To be set once the ticket's caller has left."""
 
 
+class _Waker:
+    """A done-callback that ends a wait."""
+
+    __slots__ = ("ticket",)
+
+    def __init__(self, ticket: BlockingTicket) -> None:
+        self.ticket = ticket
+
+    def __call__(self, _: object) -> None:
+        deliver([self.ticket], [None])
+
+
+def _condition() -> threading.Condition:
+    # Of a native lock: a patched one, held by the worker, would make a hub for whoever meets it there, to wait in.
+    return threading.Condition(_native.reentrant_lock())
+
+
 class FutureTicket(Ticket, Future[Any]):
     """The ticket of `submit`: it is the future that the caller gets."""
 
@@ -34,6 +51,7 @@ class FutureTicket(Ticket, Future[Any]):
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], queue: Queue) -> None:
         Ticket.__init__(self, args, kwargs)
         Future.__init__(self)
+        self._condition = _condition() if _native.threading_is_patched() else self._condition
         self._queue: Queue | None = queue
 
     def claim(self) -> bool:
@@ -66,12 +84,11 @@ class FutureTicket(Ticket, Future[Any]):
         return super().exception(self._wait(timeout))
 
     def _wait(self, timeout: float | None) -> float | None:
-        """Where this thread has a gevent hub, wait by it (the condition would stop it, or end it); what is left."""
-        hub = None if self.done() else _native.current_hub()
-        if hub is None:
+        """Where gevent is at work the condition will not do: wait here. Gives the time that is left to wait."""
+        if self.done() or not (_native.threading_is_patched() or _native.current_hub()):
             return timeout
-        ticket = HubTicket((), {}, hub)
-        self.add_done_callback(lambda _: deliver([ticket], [None]))
+        ticket = blocking((), {})
+        self.add_done_callback(_Waker(ticket))
         ticket.wait(timeout)
         return 0
 
@@ -103,7 +120,9 @@ class FutureTicket(Ticket, Future[Any]):
                     ticket._condition.notify_all()
 
     def locked_here(self) -> bool:
-        return self._condition._is_owned()
+        condition: Any = self._condition
+        owned: bool = condition._is_owned()
+        return owned
 
     def _settle(self, outcome: Any) -> None:
         try:
@@ -139,7 +158,9 @@ class FutureTicket(Ticket, Future[Any]):
     def orphan(self, error: Exception) -> None:
         # the condition may be held by a thread that does not exist here, and what was to be called back belongs
         # to the parent
-        inherited, self._condition = self._condition, threading.Condition()
+        inherited: Any = self._condition
+        self._condition = _condition()
+        wakers = [callback for callback in self._done_callbacks if type(callback) is _Waker]
         self._done_callbacks: list[Any] = []
         self._waiters = []
         if not self.done():
@@ -149,3 +170,5 @@ class FutureTicket(Ticket, Future[Any]):
                 waiter.release()
             except RuntimeError:  # notified before
                 pass
+        for waker in wakers:
+            waker.ticket.orphan(error)

@@ -28,7 +28,8 @@ def _original(module: Any, name: str) -> Any:
     return getattr(module, name) if monkey is None else monkey.get_original(module.__name__, name)
 
 
-def _threading_is_patched() -> bool:
+def threading_is_patched() -> bool:
+    """Whether gevent has replaced the locks and threads of `threading`."""
     monkey = _monkey()
     return monkey is not None and monkey.is_module_patched("threading")
 
@@ -44,7 +45,7 @@ reentrant_lock: Callable[[], Any] = _thread.RLock
 MAX_WAIT: float = _thread.TIMEOUT_MAX
 """The longest time, in seconds, that a lock can be waited for."""
 
-main_ident: int | None = None if _threading_is_patched() else threading.main_thread().ident
+main_ident: int | None = None if threading_is_patched() else threading.main_thread().ident
 """Identity of the thread in which Python runs signal handlers; `None` where that cannot be told (gevent)."""
 
 
@@ -62,7 +63,7 @@ def start_thread(name: str, target: Callable[[], None]) -> None:
     Raises:
         RuntimeError: no thread can be started (a limit of the system, the interpreter is shutting down).
     """
-    if _threading_is_patched():
+    if threading_is_patched():
         _settle_gevent()
         _start_new_thread(target, ())
     else:
@@ -103,10 +104,18 @@ def in_hub() -> bool:
     return getcurrent() is hub
 
 
+def run_hub() -> None:
+    """Let the hub that patched code made for this thread do what other threads have asked of it."""
+    from gevent import sleep
+
+    sleep(0)
+
+
 def destroy_hub() -> None:
     """Free the hub that patched code made for this thread, if any: one left behind costs two descriptors."""
     hub = current_hub()
     if hub is not None:
+        run_hub()
         hub.destroy(destroy_loop=True)
 
 

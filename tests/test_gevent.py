@@ -120,8 +120,8 @@ batch = UBatch(8, handler=slow)
 for call in (batch.ubatch, lambda n: batch.map([n])[0], lambda n: batch.submit(n).result()):
     gaps.clear()
     assert call(1) == 1
-    assert len(gaps) > 40, (len(gaps), max(gaps))
-    assert sorted(gaps)[-3] < 0.05, gaps
+    assert len(gaps) > 20, (len(gaps), max(gaps))  # 100 on a machine with nothing else to do; 1 if the hub stood still
+    assert sorted(gaps)[-3] < 0.1, gaps
 ending = True
 ticking.get()
 """
@@ -169,7 +169,8 @@ def test_the_only_greenlet_waits(run_in_each_order):
 import asyncio
 
 def slowly(items):
-    native_sleep(0.03)
+    native_sleep(0.01)
+    opened.wait()
     return [2 * item for item in items]
 
 def all_ways(batch):
@@ -178,6 +179,7 @@ def all_ways(batch):
     assert batch.submit(3).result() == 6
     assert batch.submit(3).result(timeout=10) == 6
     assert batch.submit(3).exception() is None
+    opened.clear()
     try:
         batch.submit(3).result(timeout=0.001)
     except TimeoutError:
@@ -186,14 +188,17 @@ def all_ways(batch):
         assert type(error).__name__ == "TimeoutError", error
     else:
         raise AssertionError
+    opened.set()
     assert batch.stop()
     batch.start()
     batch.submit(1)
     assert batch.stop(timeout=10)
     batch.start()
+    opened.clear()
     future = batch.submit(1)
     assert batch.stop(timeout=0.001) is False
     assert isinstance(future.exception(), Stopped)
+    opened.set()
     batch.start()
 
 batch = UBatch(8, handler=slowly)

@@ -1113,10 +1113,10 @@ EXITS = {
     "a handler that runs and items queued": "batch.submit('nap'); time.sleep(0.05); "
     "futures = [batch.submit(n) for n in range(100)]",
     "a handler that never returns": "batch.submit('sleep'); time.sleep(0.05); futures = [batch.submit(1)]",
-    "several handlers that never return": "batches = [UBatch(handler=handler) for _ in range(5)]; "
+    "several handlers that never return": "soon(); batches = [UBatch(handler=handler) for _ in range(5)]; "
     "[b.submit('sleep') for b in batches]; time.sleep(0.05)",
     "a window that is held": "batch.timeout = 1000; batch.submit(1); time.sleep(0.05)",
-    "callers that wait in daemon threads": "batch.submit('sleep'); [threading.Thread(target=call, daemon=True)"
+    "callers that wait in daemon threads": "soon(); batch.submit('sleep'); [threading.Thread(target=call, daemon=True)"
     ".start() for _ in range(10)]; time.sleep(0.05)",
     "a caller that waits in a thread": "batch.submit('nap'); threading.Thread(target=call).start()",
     "never started, items queued": "warnings.simplefilter('ignore'); UBatch().submit(1); held = UBatch(); "
@@ -1162,6 +1162,10 @@ def test_exit(run_python, what):
                 assert batch.ubatch(1) == 1
             except Stopped:
                 pass
+
+        def soon():
+            import ubatch._driver
+            ubatch._driver.EXIT_WAIT = 0.3
 
         batch = UBatch(handler=handler)
         {EXITS[what]}

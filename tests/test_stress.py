@@ -1,34 +1,146 @@
 """Stress: every face of one batcher at once, with cancels, errors, stops, starts and forks, in a hurry.
 
-The body is `benchmarks/soak.py`, which runs for as long as one likes; here it runs for a moment.
+Threads, tasks and forks are `benchmarks/soak.py`, which runs for as long as one likes; here it runs for a moment.
+Greenlets are here. `UBATCH_STRESS_SECONDS` says how long each test takes, `UBATCH_SEED` repeats a run.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-SOAK = Path(__file__).parents[1] / "benchmarks" / "soak.py"
-SECONDS = float(os.environ.get("UBATCH_STRESS_SECONDS", "8"))
+SOAK = Path(__file__).resolve().parents[1] / "benchmarks" / "soak.py"
+SECONDS = float(os.environ.get("UBATCH_STRESS_SECONDS", "3"))
+
+pytestmark = pytest.mark.stress
 
 
-@pytest.mark.stress
 @pytest.mark.parametrize("options", [[], ["--no-forks", "--switch", "0.005"]], ids=["forks, in a hurry", "at ease"])
-def test_every_item_resolves_once(options, seed, tmp_path):
+def test_every_item_resolves_once(options, seed, run_python, tmp_path):
     """Whatever is mixed, each accepted item resolves exactly once, and every counter returns to zero."""
     out = tmp_path / "soak.json"
-    process = subprocess.run(
-        [sys.executable, SOAK, "--seconds", str(SECONDS), "--seed", str(seed), "--out", out, *options],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS + 120,
+    arguments = ["soak", "--seconds", SECONDS, "--interval", 1, "--seed", seed, "--out", out, *options]
+    run_python(
+        f"""
+        import runpy, sys
+        sys.argv = {[str(argument) for argument in arguments]!r}
+        runpy.run_path({str(SOAK)!r}, run_name="__main__")
+        """,
+        timeout=SECONDS + 100,
     )
-    assert process.returncode == 0, process.stdout + process.stderr
-    result = json.loads(out.read_text())
-    assert result["violations"] == [], result
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert result["violations"] == []
     assert result["seed"] == seed
+    assert result["attempts"] == result["resolved"] > 1000
+    assert result["stats"]["queued"] == result["stats"]["running"] == 0
+    assert result["stats"]["items"] > 500
+
+
+GREENLETS = """
+if PATCHED:
+    from gevent import monkey; monkey.patch_all()
+import os, random, sys, time
+import gevent
+from gevent import monkey
+import ubatch._driver
+from ubatch import Stopped, UBatch
+
+sys.setswitchinterval(1e-5)
+native_sleep = monkey.get_original("time", "sleep")
+start_native_thread = monkey.get_original("_thread", "start_new_thread")
+gevent.sleep(0)
+end = time.monotonic() + SECONDS
+errors, done, ended = [], [], []
+handler_random = random.Random(SEED)
+
+def handler(items):
+    if handler_random.random() < 0.05:
+        (time.sleep if PATCHED and handler_random.random() < 0.5 else native_sleep)(0.001)
+    if any(item % 997 == 0 for item in items):
+        raise KeyError("batch")
+    return [KeyError(item) if item % 101 == 0 else 2 * item for item in items]
+
+batch = UBatch(16, handler=handler)
+
+def call(chance, item):
+    try:
+        what = chance.random()
+        if what < 0.5:
+            assert batch.ubatch(item) == 2 * item
+        elif what < 0.7:
+            assert batch.map([item, item + 1]) == [2 * item, 2 * item + 2]
+        elif what < 0.9:
+            future = batch.submit(item)
+            if chance.random() < 0.2 and future.cancel():
+                return
+            assert future.result() == 2 * item
+        else:
+            with gevent.Timeout(chance.random() * 0.003, False):
+                assert batch.ubatch(item) == 2 * item
+    except (KeyError, Stopped):
+        pass
+    except gevent.GreenletExit:
+        raise
+    except BaseException as error:
+        errors.append(error)
+    finally:
+        done.append(1)
+
+def hub(number):
+    chance = random.Random(SEED + number)
+    while time.monotonic() < end and not errors:
+        greenlets = [gevent.spawn(call, chance, chance.randrange(10000)) for _ in range(chance.randrange(1, 60))]
+        if chance.random() < 0.3:
+            gevent.sleep(chance.random() * 0.002)
+            gevent.killall(chance.sample(greenlets, len(greenlets) // 3))
+        gevent.joinall(greenlets, timeout=30)
+        if not all(greenlet.dead for greenlet in greenlets):
+            errors.append("greenlets that never end")
+    if number:
+        gevent.get_hub().destroy(destroy_loop=True)
+    ended.append(number)
+
+def stops():
+    chance = random.Random(SEED)
+    while time.monotonic() < end:
+        gevent.sleep(chance.random() * 0.01)
+        batch.stop(drain=chance.random() < 0.7, timeout=chance.choice((None, 0, 0.001)))
+        batch.start()
+        batch.max_size = chance.randrange(1, 32)
+        batch.timeout = chance.choice((None, 0, 0.001))
+        ubatch._driver.IDLE_EXIT = chance.choice((0.0, 0.001, 10.0))
+
+before = len(os.listdir("/proc/self/fd"))
+for number in (1, 2):
+    start_native_thread(hub, (number,))
+stopping = gevent.spawn(stops)
+hub(0)
+stopping.get()
+late = time.monotonic() + 30
+while len(ended) < 3 and time.monotonic() < late:
+    gevent.sleep(0.01)
+assert sorted(ended) == [0, 1, 2], ended
+assert not errors, errors
+batch.start()
+assert batch.ubatch(1) == 2
+assert batch.stop()
+assert batch.stats.queued == batch.stats.running == 0
+assert len(done) > 200, len(done)
+while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < late:
+    gevent.sleep(0.01)
+assert len(os.listdir("/proc/self/fd")) <= before, (before, os.listdir("/proc/self/fd"))
+"""
+
+
+@pytest.mark.parametrize("patched", [True, False], ids=["patched", "unpatched"])
+def test_greenlets(run_python, seed, patched):
+    """Greenlets of several hubs call, wait, are killed and timed out, while the batcher stops and starts."""
+    pytest.importorskip("gevent")
+    run_python(
+        f"SECONDS, SEED, PATCHED = {SECONDS}, {seed}, {patched}\n" + GREENLETS,
+        timeout=SECONDS + 100,
+        stderr=None,  # what killed greenlets leave there
+    )

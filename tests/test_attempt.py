@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ubatch import BadBatchOutputSize, HandlerFailed
-from ubatch._attempt import Raised, attempt, own
+from ubatch._attempt import Attempt, Raised, own
 from ubatch._binding import Binder
 
 SIZE = 3
@@ -33,17 +33,13 @@ class Item:
 
 def outcomes(handler, size=SIZE):
     """What a driver makes of one batch: outcomes, and how many of them are errors."""
-    steps, output = attempt([Item(number) for number in range(size)], Binder(handler)), None
-    while True:
+    attempt = Attempt()
+    for args, kwargs in attempt.calls([Item(number) for number in range(size)], Binder(handler)):
         try:
-            args, kwargs = steps.send(output)
-        except StopIteration as end:
-            results, errors = end.value
-            return list(results), errors
-        try:
-            output = handler(*args, **kwargs)
+            attempt.output = handler(*args, **kwargs)
         except BaseException as error:
-            output = Raised(error)
+            attempt.output = Raised(error)
+    return list(attempt.outcomes), attempt.errors
 
 
 def returning(output):

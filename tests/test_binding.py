@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ubatch._attempt import attempt
+from ubatch._attempt import Attempt
 from ubatch._binding import UNBOUND, Binder, is_coroutine_function
 
 
@@ -28,13 +28,10 @@ def outcomes(handler, *calls, unbound=False):
     """What comes of the calls in one batch; `unbound` is for calls that were made before the handler was known."""
     binder = Binder(handler)
     items = [Item(args, kwargs, UNBOUND if unbound else binder.bind(args, kwargs)) for args, kwargs in calls]
-    steps, output = attempt(items, binder), None
-    while True:
-        try:
-            args, kwargs = steps.send(output)
-        except StopIteration as end:
-            return list(end.value[0])
-        output = handler(*args, **kwargs)
+    attempt = Attempt()
+    for args, kwargs in attempt.calls(items, binder):
+        attempt.output = handler(*args, **kwargs)
+    return list(attempt.outcomes)
 
 
 class Recorder:
@@ -327,21 +324,17 @@ def test_everything_arrives_where_it_was_sent(data):
     if not items:
         return
 
-    steps, output, handled = attempt(items, binder), None, 0
-    while True:
-        try:
-            args, kwargs = steps.send(output)
-        except StopIteration as end:
-            got, errors = end.value
-            break
+    attempt, handled = Attempt(), 0
+    for args, kwargs in attempt.calls(items, binder):
         handled += 1
         output = handler(*args, **kwargs)
         if isinstance(output, dict):  # it cannot know for how many, but we do
             silent = [item for item in items if not item.args and not item.kwargs]
             output = [{**output, "rest": ()}] * len(silent)
+        attempt.output = output
 
-    assert [TypeError if isinstance(row, TypeError) else row for row in got] == expected
-    assert errors == expected.count(TypeError)
+    assert [TypeError if isinstance(row, TypeError) else row for row in attempt.outcomes] == expected
+    assert attempt.errors == expected.count(TypeError)
     assert handled == len(shapes)
 
 

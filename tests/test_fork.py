@@ -372,11 +372,11 @@ for give_up in ("queue", "batch", "dismissed"):
     inside, go_on = Flag(), Flag()
     deliver = ubatch._driver.deliver
 
-    def slow(tickets, outcomes):
+    def slow(tickets, *rest):
         if len(tickets) == {"queue": 3, "batch": 1, "dismissed": 1}[give_up] and hasattr(tickets[0], "done"):
             inside.set()
             assert go_on.wait(10)
-        deliver(tickets, outcomes)
+        deliver(tickets, *rest)
 
     ubatch._driver.deliver = slow
     if give_up == "queue":
@@ -628,11 +628,11 @@ def test_a_batch_that_is_being_delivered_to_the_forking_thread(run_python):
 inside, go_on = Flag(), Flag()
 wake_all = ubatch._waiters.ThreadTicket.wake_all
 
-def slow(tickets):
+def slow(tickets, took):
     if armed:
         inside.set()
         assert go_on.wait(10)
-    wake_all(tickets)
+    wake_all(tickets, took)
 
 ubatch._waiters.ThreadTicket.wake_all = staticmethod(slow)
 armed = True

@@ -1297,12 +1297,12 @@ def test_death_of_a_worker_that_stop_has_given_up(gate, monkeypatch, caplog):
     delivering, given_up = threading.Event(), threading.Event()
     deliver = ubatch._driver.deliver
 
-    def fatal(tickets: Any, outcomes: Any) -> None:
+    def fatal(*args: Any) -> None:
         if threading.current_thread().name.startswith("ubatch-") and not delivering.is_set():
             delivering.set()
             assert given_up.wait(PATIENCE)
             raise SystemExit
-        deliver(tickets, outcomes)
+        deliver(*args)
 
     monkeypatch.setattr(ubatch._driver, "deliver", fatal)
     gate.opened.set()

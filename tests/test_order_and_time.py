@@ -521,10 +521,13 @@ def test_a_cut_in_the_middle_of_cancelling(gate, caplog):
 # -- waking threads ------------------------------------------------------------------------------------------
 
 
-def test_the_worker_wakes_one_thread_of_a_batch(gate, monkeypatch):
-    """Threads of one batch are woken in a chain: the worker wakes the first, each of them the next."""
+@pytest.mark.parametrize(
+    ("took", "by_the_worker"), [(0.0, 1), (40e-6, 1), (60e-6, 2), (180e-6, 4), (0.001, 10), (10.0, 10)]
+)
+def test_the_longer_a_batch_took_the_more_threads_its_worker_wakes(gate, monkeypatch, took, by_the_worker):
+    """Twenty threads are woken in one chain after a short batch, in pairs after a long one; each by another."""
     wakers: list[int] = []
-    wake = ubatch._waiters.ThreadTicket.wake
+    wake, deliver = ubatch._waiters.ThreadTicket.wake, ubatch._waiters.deliver
 
     def recorded(ticket: Any) -> None:
         wakers.append(threading.get_ident())
@@ -537,13 +540,15 @@ def test_the_worker_wakes_one_thread_of_a_batch(gate, monkeypatch):
         eventually(lambda: batch.stats.queued == 20)
         worker = batch._seat.thread
         monkeypatch.setattr(ubatch._waiters.ThreadTicket, "wake", recorded)
+        monkeypatch.setattr(ubatch._driver, "deliver", lambda batch, outcomes, _: deliver(batch, outcomes, took))
         gate.opened.set()
         for thread in threads:
             thread.join(PATIENCE)
             assert not thread.is_alive()
+        monkeypatch.setattr(ubatch._driver, "deliver", deliver)
         assert len(wakers) == 20
-        assert wakers.count(worker) == 1
-        assert len(set(wakers)) == 20
+        assert wakers.count(worker) == by_the_worker
+        assert len(set(wakers)) == 20 - by_the_worker + 1
 
 
 # -- what idleness costs -------------------------------------------------------------------------------------

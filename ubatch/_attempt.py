@@ -1,8 +1,8 @@
 """One batch: from its calls to one outcome for each caller.
 
-Pure: `attempt` is a generator that asks its driver to call the handler and turns what comes of it into
-outcomes, so that a thread and an event loop can drive the same decisions. An outcome is a plain value, or an
-exception instance that is to be raised in that caller: the convention of the handler's own output.
+Pure: `Attempt` asks its driver to call the handler and turns what comes of it into outcomes, so that a thread
+and an event loop can drive the same decisions. An outcome is a plain value, or an exception instance that is to
+be raised in that caller: the convention of the handler's own output.
 
 Guarantees: one outcome for each item, whatever the handler does; no two callers share an exception object,
 unless it is one that cannot be copied; nobody gets a `BaseException` that would end their thread.
@@ -18,7 +18,7 @@ from .errors import BadBatchOutputSize, HandlerFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Iterator
     from typing import Any
 
     from ._binding import Bindable, Binder
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Raised:
-    """What a driver sends when the handler raised."""
+    """What a driver makes of it when the handler raises."""
 
     __slots__ = ("error",)
 
@@ -35,32 +35,47 @@ class Raised:
         self.error = error
 
 
-def attempt(items: Sequence[Bindable], binder: Binder) -> Generator[Arguments, Any, tuple[Sequence[Any], int]]:
-    """Turn a batch into outcomes.
+class Attempt:
+    """A batch on its way from calls to outcomes.
 
-    Yields:
-        `(args, kwargs)` for one call of the handler. The driver sends back what it returned, or `Raised`.
-
-    Returns:
-        One outcome for each item, in order, and how many of them are errors.
+    A driver makes each of the `calls` of the handler, puts what comes of it into `output` before it asks for the
+    next, and finds the `outcomes` when there are no more.
     """
-    simple = [item.args[0] for item in items if item.call is None]
-    if len(simple) == len(items):
-        return _outcomes((yield (simple,), {}), len(items))
-    outcomes: list[Any] = [None] * len(items)
-    errors = 0
 
-    def misfit(position: int, error: TypeError) -> None:
-        nonlocal errors
-        outcomes[position] = error
-        errors += 1
+    __slots__ = ("errors", "outcomes", "output")
 
-    for positions, args, kwargs in binder.group(items, misfit):
-        results, failed = _outcomes((yield args, kwargs), len(positions))
-        errors += failed
-        for position, result in zip(positions, results, strict=True):
-            outcomes[position] = result
-    return outcomes, errors
+    output: Any
+    """What came of the last call of the handler: what it returned, or `Raised`."""
+    outcomes: Sequence[Any]
+    """One for each item, in order."""
+    errors: int
+    """How many of the outcomes are errors."""
+
+    def calls(self, items: Sequence[Bindable], binder: Binder) -> Iterator[Arguments]:
+        """Yield `(args, kwargs)` for each call of the handler that the batch takes."""
+        simple = []
+        for item in items:
+            if item.call is not None:
+                break
+            simple.append(item.args[0])
+        else:
+            yield (simple,), {}
+            self.outcomes, self.errors = _outcomes(self.output, len(items))
+            return
+        del simple, item
+        outcomes: list[Any] = [None] * len(items)
+        self.outcomes, self.errors = outcomes, 0
+
+        def misfit(position: int, error: TypeError) -> None:
+            outcomes[position] = error
+            self.errors += 1
+
+        for positions, args, kwargs in binder.group(items, misfit):
+            yield args, kwargs
+            results, errors = _outcomes(self.output, len(positions))
+            self.errors += errors
+            for position, result in zip(positions, results, strict=True):
+                outcomes[position] = result
 
 
 def _outcomes(output: Any, expected: int) -> tuple[Sequence[Any], int]:

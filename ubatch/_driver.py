@@ -40,7 +40,7 @@ from collections import deque
 from functools import partial
 
 from . import _native
-from ._attempt import Raised, attempt, description
+from ._attempt import Attempt, Raised, description
 from ._binding import UNBOUND, Binder
 from ._native import get_ident, monotonic
 from ._policy import Window
@@ -260,7 +260,8 @@ class Driver:
         while True:
             self._serve(seat)
             if self._seat is seat and not self._closed:
-                self._farewell()  # to a stop() that a start() has overtaken
+                if self._farewells:  # of a stop() that a start() has overtaken
+                    self._farewell()
                 return True
             if self._retire(seat):
                 return False
@@ -313,29 +314,27 @@ class Driver:
         if self._seat is not seat:  # after the look of _dismiss at `mine`: one of the two finds the batch
             self._abandon(seat)
             return
-        steps = attempt(batch, binder)
-        args = kwargs = output = None
-        try:
-            while True:
-                args, kwargs = steps.send(output)
-                try:
-                    output = handler(*args, **kwargs)
-                except BaseException as error:
-                    error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # without this frame
-                    output = Raised(error)
-        except StopIteration as end:
-            outcomes, errors = end.value
+        attempt = Attempt()
+        args = kwargs = None
+        began = monotonic()
+        for args, kwargs in attempt.calls(batch, binder):
+            try:
+                attempt.output = handler(*args, **kwargs)
+            except BaseException as error:
+                error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # without this frame
+                attempt.output = Raised(error)
+        took = monotonic() - began
+        args = kwargs = attempt.output = None
         try:
             seat.mine.pop()
         except IndexError:  # stop() gave up on this batch while the handler ran
+            del batch, attempt
             return
-        finally:
-            # an exception's traceback keeps this frame: leave nothing in it but what is still to be delivered
-            del steps, output, args, kwargs
-        counters.errors += errors
-        deliver(batch, outcomes)
+        if attempt.errors:
+            counters.errors += attempt.errors
+        deliver(batch, attempt.outcomes, took)
         seat.batch = []
-        del batch, outcomes
+        del batch, attempt
         if _native.current_hub() is not None:
             seat.has_hub = True
             _native.run_hub()

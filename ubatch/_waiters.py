@@ -5,9 +5,11 @@ caller: a thread (a raw lock, the cheapest waiter there is), a greenlet (its hub
 ticket of `submit`, a future, is in `_future`.
 
 Guarantees: `deliver` sets every outcome before it wakes anybody, outside any lock, and wakes each *home* once:
-one call into an event loop or a hub for all tickets of it. Threads are woken in a chain: `deliver` wakes the
-first, and each thread that wakes up wakes the next before it goes on. That takes the cost of the system calls,
-and the fight for the GIL, off the worker.
+one call into an event loop or a hub for all tickets of it. Threads are woken in chains: `deliver` wakes the
+first of each, and each thread that wakes up wakes the next before it goes on. That takes the cost of the system
+calls, and the fight for the GIL, off the worker. But each link waits for the GIL anew, which a handler may hold
+for `sys.getswitchinterval()` each time. So how many chains there are depends on the time that the handler takes:
+one after a batch that took next to none; pairs after one beside which the worker's own waking costs nothing.
 
 Assumptions: a ticket is delivered by whoever owns it at that time, once (`core` sees to that). What can come
 between a thread's waking up and its waking the next would strand the rest of the chain, so the main thread,
@@ -66,8 +68,8 @@ class Ticket:
         return False
 
     @staticmethod
-    def wake_all(tickets: Sequence[Any]) -> None:
-        """Wake the callers of tickets of this kind and of one home; their outcomes are set."""
+    def wake_all(tickets: Sequence[Any], took: float) -> None:
+        """Wake the callers of tickets of this kind and of one home; their outcomes are set. `took` as in `deliver`."""
         raise NotImplementedError
 
     def orphan(self, error: Exception) -> None:
@@ -102,20 +104,39 @@ def blocking(args: tuple[Any, ...], kwargs: dict[str, Any]) -> BlockingTicket:
     return ThreadTicket(args, kwargs, _native.get_ident()) if hub is None else HubTicket(args, kwargs, hub)
 
 
-def deliver(tickets: Sequence[Ticket], outcomes: Sequence[Any]) -> None:
-    """Set the outcomes, then wake the callers, each home once."""
+WAKING = 50e-6
+"""Seconds of a batch for each of which its worker wakes one more thread itself: some ten times what that costs."""
+
+
+def deliver(tickets: Sequence[Ticket], outcomes: Sequence[Any], took: float = 0.0) -> None:
+    """Set the outcomes, then wake the callers, each home once.
+
+    Args:
+        tickets: any number of any kind.
+        outcomes: one for each.
+        took: seconds that the handler worked for them.
+    """
     if len(tickets) == 1:
         ticket = tickets[0]
         ticket.outcome = outcomes[0]
-        ticket.wake_all(tickets)
+        ticket.wake_all(tickets, took)
         return
+    home = None
+    mixed = False
     for ticket, outcome in zip(tickets, outcomes, strict=True):
         ticket.outcome = outcome
+        if ticket.home is not home:
+            mixed = mixed or home is not None
+            home = ticket.home
+    if not mixed:
+        if tickets:
+            tickets[0].wake_all(tickets, took)
+        return
     homes: dict[Hashable, list[Ticket]] = {}
     for ticket in tickets:
         homes.setdefault(ticket.home, []).append(ticket)
     for group in homes.values():
-        group[0].wake_all(group)
+        group[0].wake_all(group, took)
 
 
 class ThreadTicket(BlockingTicket):
@@ -126,7 +147,13 @@ class ThreadTicket(BlockingTicket):
     home = "threads"
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], thread: int) -> None:
-        super().__init__(args, kwargs)
+        # all of Ticket's fields here as well: a call of its __init__ is a fifth of what this costs
+        self.args = args
+        self.kwargs = kwargs
+        self.call = None
+        self.left = False
+        self.outcome = PENDING
+        self.arrived = monotonic()
         self.thread = thread
         self.woken = False
         self.next: ThreadTicket | None = None
@@ -138,19 +165,15 @@ class ThreadTicket(BlockingTicket):
         try:
             arrived = self.lock.acquire(True, -1 if timeout is None else min(timeout, _native.MAX_WAIT))
         finally:
-            if arrived:
-                self._wake_next()
-            else:
+            if not arrived:
                 self.leave()
+            elif self.next is not None:
+                self.next.wake()
         return arrived
 
     def leave(self) -> None:
         self.left = True  # before the look at `woken`; `wake` does it the other way round
-        if self.woken:
-            self._wake_next()
-
-    def _wake_next(self) -> None:
-        if self.next is not None:
+        if self.woken and self.next is not None:
             self.next.wake()
 
     def wake(self) -> None:
@@ -167,20 +190,27 @@ class ThreadTicket(BlockingTicket):
             ticket = ticket.next  # nobody is there to wake the next
 
     @staticmethod
-    def wake_all(tickets: Sequence[ThreadTicket]) -> None:
+    def wake_all(tickets: Sequence[ThreadTicket], took: float) -> None:
         if len(tickets) == 1:
             tickets[0].wake()
             return
-        direct = {0, _native.main_ident}
-        head: ThreadTicket | None = None
-        for ticket in reversed(tickets):
-            if ticket.thread in direct or _native.main_ident is None:
-                ticket.wake()
-            else:
-                direct.add(ticket.thread)
-                ticket.next = head
-                head = ticket
-        if head is not None:
+        main = _native.main_ident
+        direct = {0, main}
+        heads: list[ThreadTicket] = []
+        links = max(2, -(-len(tickets) // (1 + int(took / WAKING))))  # of each chain
+        for end in range(len(tickets), 0, -links):
+            head: ThreadTicket | None = None
+            for ticket in reversed(tickets[max(0, end - links) : end]):
+                thread = ticket.thread
+                if thread in direct or main is None:
+                    ticket.wake()
+                else:
+                    direct.add(thread)
+                    ticket.next = head
+                    head = ticket
+            if head is not None:
+                heads.append(head)
+        for head in reversed(heads):
             head.wake()
 
     def orphan(self, error: Exception) -> None:
@@ -231,7 +261,7 @@ class HubTicket(BlockingTicket):
             self.home.leave()
 
     @staticmethod
-    def wake_all(tickets: Sequence[HubTicket]) -> None:
+    def wake_all(tickets: Sequence[HubTicket], took: float) -> None:
         tickets[0].home.wake(tickets)
 
     def orphan(self, error: Exception) -> None:
@@ -300,7 +330,7 @@ class LoopTicket(Ticket):
         self.future: asyncio.Future[Any] = loop.create_future()
 
     @staticmethod
-    def wake_all(tickets: Sequence[LoopTicket]) -> None:
+    def wake_all(tickets: Sequence[LoopTicket], took: float) -> None:
         try:
             tickets[0].home.call_soon_threadsafe(_resolve, tickets)
         except RuntimeError:  # the loop is closed, and its tasks are gone

@@ -19,15 +19,16 @@ PACKAGE = Path(ubatch.__file__).parent
 
 # From the lowest up. A room imports rooms of lower rows only, none of its own row; so there are no cycles.
 ROWS = (
-    ("errors", "_native", "_typing", "_binding", "stats"),
-    ("_policy", "_schedule", "_attempt", "_waiters"),
+    ("errors", "_native", "_typing", "_binding", "_cost", "_traffic", "stats"),
+    ("_returns", "_bursts", "_schedule", "_attempt", "_waiters"),
+    ("_policy",),
     ("_driver", "_future"),
     ("core",),
     ("decorators",),
     ("__init__",),
 )
 LEVELS = {room: level for level, row in enumerate(ROWS) for room in row}
-PURE = {"stats", "_policy", "_schedule", "_binding", "_attempt"}
+PURE = {"stats", "_cost", "_traffic", "_returns", "_bursts", "_policy", "_schedule", "_binding", "_attempt"}
 IMPURE = {"threading", "_thread", "time", "asyncio", "gevent", "_native"}  # time comes as an argument
 DEFERRED = {"asyncio", "multiprocessing", "gevent", "numpy"}  # imported only where they are used
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ubatch import Stats
 from ubatch.stats import Counters
 
-NAMES = ("batches", "cancelled", "dropped", "errors", "items", "queued", "running")
+NAMES = tuple(Stats.__slots__)
 counts = st.fixed_dictionaries({name: st.integers(0, 10**9) for name in NAMES})
 
 

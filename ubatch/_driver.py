@@ -43,7 +43,7 @@ from . import _native
 from ._attempt import Attempt, Raised, description
 from ._binding import UNBOUND, Binder
 from ._native import get_ident, monotonic
-from ._policy import Window
+from ._policy import Adaptive, Window
 from ._schedule import Fifo
 from ._waiters import PENDING, BlockingTicket, ThreadTicket, Ticket, blocking, deliver
 from .errors import Stopped, WorkerDied
@@ -121,7 +121,7 @@ NOBODY = Seat()
 class Driver:
     """The engine under `UBatch`; see the head of the file."""
 
-    def __init__(self, name: str, max_size: int, policy: Window) -> None:
+    def __init__(self, name: str, max_size: int, policy: Window | Adaptive) -> None:
         self._name = name
         self._max_size = max_size
         self._policy = policy
@@ -139,6 +139,7 @@ class Driver:
         self._seat = NOBODY
         self._schedule = Fifo()
         self._counters = Counters()  # written by the worker alone
+        self._completed = float("-inf")  # when the worker's latest watched batch was; written by it alone
         self._given_up = Counters()  # what others count; guarded by _lock
         self._farewells: deque[Ticket] = deque()  # of those who wait until the worker has nothing left to do
         self._leaving: set[Seat] = set()  # tickets on other seats than _seat, for a fork to find
@@ -151,7 +152,9 @@ class Driver:
     def _snapshot(self) -> Stats:
         seat = self._seat
         running = len(seat.batch) if seat.mine else 0
-        return self._counters.snapshot(self._given_up, queued=len(self._schedule), running=running)
+        learned = self._policy.cost
+        a, c = (learned.a, learned.c) if learned is not None else (0.0, 0.0)
+        return self._counters.snapshot(self._given_up, queued=len(self._schedule), running=running, a=a, c=c)
 
     # -- submitting ---------------------------------------------------------------------------------------
 
@@ -272,6 +275,10 @@ class Driver:
         seat.wake_at = NEVER
         while self._seat is seat:
             if not queue:
+                if not self._policy.passive and not self._closed:
+                    self._await_returners(seat)
+                    if queue:
+                        continue
                 seat.strong = None
                 seat.wake_at = 1
                 if not queue:
@@ -280,16 +287,30 @@ class Driver:
             elif self._closed or not self._hold(seat):
                 self._run(seat)
 
+    def _await_returners(self, seat: Seat) -> None:
+        """Nothing is queued: sleep through the first arrivals if the policy expects more."""
+        now = monotonic()
+        hold = self._policy.expect(now, self._max_size)
+        if hold is not None:
+            seat.wake_at = hold.wake_at
+            if len(self._schedule.queue) < hold.wake_at and not self._closed:
+                seat.pause(min(max(hold.until - now, 0.0), _native.MAX_WAIT))
+            seat.wake_at = NEVER
+
     def _hold(self, seat: Seat) -> bool:
         """Wait if the policy says so; `False` if it says to cut."""
         schedule = self._schedule
         if schedule.stale:
             self._counters.cancelled += schedule.purge(self._max_size)
-        oldest = schedule.oldest()
-        if oldest is None:
+        policy = self._policy
+        if policy.passive:
+            return False
+        try:
+            oldest, newest = schedule.queue[0].arrived, schedule.queue[-1].arrived
+        except IndexError:
             return True
-        now = monotonic()
-        hold = self._policy.decide(now, len(schedule.queue), oldest, self._max_size)
+        now, queued = monotonic(), len(schedule.queue)
+        hold = policy.decide(now, queued, oldest, self._max_size, newest, oldest >= self._completed)
         if hold is None:
             return False
         seat.wake_at = hold.wake_at
@@ -297,7 +318,8 @@ class Driver:
         if len(schedule.queue) < hold.wake_at and not self._closed:
             woken = seat.pause(min(max(hold.until - now, 0.0), _native.MAX_WAIT))
         seat.wake_at = NEVER
-        return woken or schedule.stale  # else time is up, whatever the clock says now
+        # else time is up, whatever the clock says now; a burst that goes on is another matter
+        return woken or schedule.stale or len(schedule.queue) > queued
 
     def _run(self, seat: Seat) -> None:
         """Cut a batch, call the handler, deliver."""
@@ -310,20 +332,29 @@ class Driver:
         assert handler is not None and binder is not None, "a worker without a handler"
         counters.items += len(batch)
         counters.batches += 1
+        policy = self._policy
+        reason = "drained" if self._closed else "full" if len(batch) >= self._max_size else policy.reason
+        setattr(counters, reason, getattr(counters, reason) + 1)
         seat.mine.append(True)
         if self._seat is not seat:  # after the look of _dismiss at `mine`: one of the two finds the batch
             self._abandon(seat)
             return
+        watched = policy.watch()
+        began = monotonic()
+        if watched:
+            policy.cut(began, [ticket.arrived for ticket in batch], len(self._schedule))
         attempt = Attempt()
         args = kwargs = None
-        began = monotonic()
+        sound = True
         for args, kwargs in attempt.calls(batch, binder):
             try:
                 attempt.output = handler(*args, **kwargs)
             except BaseException as error:
                 error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # without this frame
                 attempt.output = Raised(error)
-        took = monotonic() - began
+                sound = False
+        done = monotonic()  # before anything is delivered: from here on callers return
+        sound = sound and args is not None  # else no call fitted the handler
         args = kwargs = attempt.output = None
         try:
             seat.mine.pop()
@@ -332,7 +363,10 @@ class Driver:
             return
         if attempt.errors:
             counters.errors += attempt.errors
-        deliver(batch, attempt.outcomes, took)
+        if watched and self._seat is seat:  # measured: done after delivery it costs more, as callers wait for the GIL
+            self._completed = done
+            policy.finished(done, len(batch), done - began, len(self._schedule), sound)
+        deliver(batch, attempt.outcomes, done - began)
         seat.batch = []
         del batch, attempt
         if _native.current_hub() is not None:

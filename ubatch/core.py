@@ -12,7 +12,7 @@ from . import _native
 from ._binding import Binder, is_coroutine_function
 from ._driver import Driver
 from ._native import get_ident
-from ._policy import Window
+from ._policy import Adaptive, Window
 from ._typing import Generic, TypeVar, overload
 from ._waiters import BlockingTicket, HubTicket, LoopTicket, ThreadTicket
 from .errors import HandlerAlreadySet, HandlerNotSet
@@ -375,5 +375,5 @@ def _checked_timeout(timeout: float | None) -> float | None:
     return float(timeout)
 
 
-def _policy(timeout: float | None) -> Window:
-    return Window(0.0 if timeout is None else timeout)
+def _policy(timeout: float | None) -> Window | Adaptive:
+    return Adaptive() if timeout is None else Window(timeout)

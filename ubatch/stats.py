@@ -8,7 +8,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 
 class Stats:
@@ -18,7 +18,10 @@ class Stats:
     they can differ by those that moved meanwhile.
     """
 
-    __slots__ = ("batches", "cancelled", "dropped", "errors", "items", "queued", "running")
+    __slots__ = (
+        *("a", "batches", "burst", "c", "cancelled", "drained", "dropped", "errors", "full", "gathered", "idle"),
+        *("items", "queued", "running", "window"),
+    )
 
     queued: int
     """Items that wait for a worker."""
@@ -35,10 +38,44 @@ class Stats:
     dropped: int
     """Items given up by `stop()` or with a dead worker before the handler saw them."""
 
+    full: int
+    """Batches that left because `max_size` items were there."""
+    window: int
+    """Batches that left because the time to wait was over."""
+    gathered: int
+    """Batches that left because those had come that were waited for."""
+    burst: int
+    """Batches that left because a burst of items had come to its end."""
+    idle: int
+    """Batches that left at once, as a worker was free and there was nothing to wait for."""
+    drained: int
+    """Batches that left because the batcher was stopped."""
+    a: float
+    """What a batch costs however small it is, in seconds, as learned; 0.0 while unknown, and with a `timeout`."""
+    c: float
+    """What each item of a batch adds, in seconds, as learned; 0.0 as above."""
+
     def __init__(
-        self, *, queued: int, running: int, items: int, batches: int, errors: int, cancelled: int, dropped: int
+        self,
+        *,
+        queued: int,
+        running: int,
+        items: int,
+        batches: int,
+        errors: int,
+        cancelled: int,
+        dropped: int,
+        full: int = 0,
+        window: int = 0,
+        gathered: int = 0,
+        burst: int = 0,
+        idle: int = 0,
+        drained: int = 0,
+        a: float = 0.0,
+        c: float = 0.0,
     ) -> None:
-        values = (batches, cancelled, dropped, errors, items, queued, running)
+        counts = (batches, burst, c, cancelled, drained, dropped, errors, full, gathered, idle, items)
+        values = (a, *counts, queued, running, window)
         for name, value in zip(self.__slots__, values, strict=True):
             object.__setattr__(self, name, value)
 
@@ -52,8 +89,8 @@ class Stats:
         """Items per batch; 0.0 before the first batch."""
         return self.items / self.batches if self.batches else 0.0
 
-    def asdict(self) -> dict[str, int]:
-        """The counts by name."""
+    def asdict(self) -> dict[str, Any]:
+        """The numbers by name."""
         return {name: getattr(self, name) for name in self.__slots__}
 
     def __eq__(self, other: object) -> bool:
@@ -75,23 +112,27 @@ class Stats:
         return _restored, (self.asdict(),)
 
 
-def _restored(values: dict[str, int]) -> Stats:
+def _restored(values: dict[str, Any]) -> Stats:
     return Stats(**values)
 
 
 class Counters:
     """The mutable side of `Stats`."""
 
-    __slots__ = ("batches", "cancelled", "dropped", "errors", "items")
+    __slots__ = (
+        *("batches", "burst", "cancelled", "drained", "dropped", "errors", "full", "gathered", "idle", "items"),
+        "window",
+    )
 
     def __init__(self) -> None:
+        self.full = self.window = self.gathered = self.burst = self.idle = self.drained = 0
         self.batches = 0
         self.cancelled = 0
         self.dropped = 0
         self.errors = 0
         self.items = 0
 
-    def snapshot(self, other: Counters, *, queued: int, running: int) -> Stats:
+    def snapshot(self, other: Counters, *, queued: int, running: int, a: float = 0.0, c: float = 0.0) -> Stats:
         """Freeze the sums of these counters and `other`, beside the present numbers of queued and running items."""
         counts = {name: getattr(self, name) + getattr(other, name) for name in self.__slots__}
-        return Stats(queued=queued, running=running, **counts)
+        return Stats(queued=queued, running=running, a=a, c=c, **counts)

@@ -271,11 +271,13 @@ class Driver:
 
     def _serve(self, seat: Seat) -> None:
         """Run batches until nothing is queued, or the seat is another's; then `wake_at` says that it sleeps."""
-        queue = self._schedule.queue
+        schedule = self._schedule
+        queue = schedule.queue
         seat.wake_at = NEVER
         while self._seat is seat:
+            policy = self._policy
             if not queue:
-                if not self._policy.passive and not self._closed:
+                if not policy.passive and not self._closed:
                     self._await_returners(seat)
                     if queue:
                         continue
@@ -284,7 +286,7 @@ class Driver:
                 if not queue:
                     return
                 seat.wake_at = NEVER
-            elif self._closed or not self._hold(seat):
+            elif self._closed or (policy.passive and not schedule.stale) or not self._hold(seat):
                 self._run(seat)
 
     def _await_returners(self, seat: Seat) -> None:
@@ -326,15 +328,15 @@ class Driver:
         batch: list[Any] = []
         seat.batch = batch
         handler, binder, counters = self._handler, self._binder, self._counters
-        counters.cancelled += self._schedule.take(self._max_size, batch)
+        cancelled = self._schedule.take(self._max_size, batch)
+        if cancelled:
+            counters.cancelled += cancelled
         if not batch:
             return
         assert handler is not None and binder is not None, "a worker without a handler"
-        counters.items += len(batch)
-        counters.batches += 1
         policy = self._policy
-        reason = "drained" if self._closed else "full" if len(batch) >= self._max_size else policy.reason
-        setattr(counters, reason, getattr(counters, reason) + 1)
+        counters.items += len(batch)
+        counters.cuts["drained" if self._closed else "full" if len(batch) >= self._max_size else policy.reason] += 1
         seat.mine.append(True)
         if self._seat is not seat:  # after the look of _dismiss at `mine`: one of the two finds the batch
             self._abandon(seat)

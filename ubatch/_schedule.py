@@ -63,7 +63,10 @@ class Fifo:
                 into.extend(starmap(queue.popleft, repeat((), min(most - held, len(queue)))))
             except IndexError:  # stop() took the rest meanwhile
                 pass
-            left = [id(item) for item in (into[held:] if held else into) if not item.claim()]
+            left = set()
+            for item in into[held:] if held else into:
+                if not item.claim():
+                    left.add(id(item))
             if not left:
                 break
             gone += len(left)

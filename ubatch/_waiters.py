@@ -67,6 +67,10 @@ class Ticket:
         """Whether the worker would have to wait for a lock that this very thread holds."""
         return False
 
+    def wake(self) -> None:
+        """Wake its caller; its outcome is set."""
+        self.wake_all([self], 0.0)
+
     @staticmethod
     def wake_all(tickets: Sequence[Any], took: float) -> None:
         """Wake the callers of tickets of this kind and of one home; their outcomes are set. `took` as in `deliver`."""
@@ -119,7 +123,7 @@ def deliver(tickets: Sequence[Ticket], outcomes: Sequence[Any], took: float = 0.
     if len(tickets) == 1:
         ticket = tickets[0]
         ticket.outcome = outcomes[0]
-        ticket.wake_all(tickets, took)
+        ticket.wake()
         return
     home = None
     mixed = False
@@ -191,9 +195,6 @@ class ThreadTicket(BlockingTicket):
 
     @staticmethod
     def wake_all(tickets: Sequence[ThreadTicket], took: float) -> None:
-        if len(tickets) == 1:
-            tickets[0].wake()
-            return
         main = _native.main_ident
         direct = {0, main}
         heads: list[ThreadTicket] = []

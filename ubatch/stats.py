@@ -10,6 +10,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
+REASONS = ("full", "window", "gathered", "burst", "idle", "drained")
+"""Why batches leave."""
+
 
 class Stats:
     """What a batcher has done since it was made, at one moment; it cannot be changed.
@@ -18,10 +21,7 @@ class Stats:
     they can differ by those that moved meanwhile.
     """
 
-    __slots__ = (
-        *("a", "batches", "burst", "c", "cancelled", "drained", "dropped", "errors", "full", "gathered", "idle"),
-        *("items", "queued", "running", "window"),
-    )
+    __slots__ = ("a", "c", "cancelled", "dropped", "errors", "items", "queued", "running", *REASONS)
 
     queued: int
     """Items that wait for a worker."""
@@ -29,8 +29,6 @@ class Stats:
     """Items in a batch that the handler has not returned yet."""
     items: int
     """Items given to the handler, those of running batches included."""
-    batches: int
-    """Batches given to the handler, running ones included."""
     errors: int
     """Items given to the handler whose callers got an exception."""
     cancelled: int
@@ -55,29 +53,16 @@ class Stats:
     c: float
     """What each item of a batch adds, in seconds, as learned; 0.0 as above."""
 
-    def __init__(
-        self,
-        *,
-        queued: int,
-        running: int,
-        items: int,
-        batches: int,
-        errors: int,
-        cancelled: int,
-        dropped: int,
-        full: int = 0,
-        window: int = 0,
-        gathered: int = 0,
-        burst: int = 0,
-        idle: int = 0,
-        drained: int = 0,
-        a: float = 0.0,
-        c: float = 0.0,
-    ) -> None:
-        counts = (batches, burst, c, cancelled, drained, dropped, errors, full, gathered, idle, items)
-        values = (a, *counts, queued, running, window)
-        for name, value in zip(self.__slots__, values, strict=True):
+    def __init__(self, **values: float) -> None:
+        if values.keys() != set(self.__slots__):
+            raise TypeError(f"a snapshot has the numbers {', '.join(self.__slots__)}; not {', '.join(values)}")
+        for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def batches(self) -> int:
+        """Batches given to the handler, running ones included."""
+        return sum(getattr(self, reason) for reason in REASONS)
 
     @property
     def submitted(self) -> int:
@@ -91,7 +76,7 @@ class Stats:
 
     def asdict(self) -> dict[str, Any]:
         """The numbers by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {name: getattr(self, name) for name in ("batches", *self.__slots__)}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Stats) and self.asdict() == other.asdict()
@@ -109,30 +94,27 @@ class Stats:
         raise AttributeError(f"a snapshot cannot be changed: {name}")
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _restored, (self.asdict(),)
+        return _restored, ({name: getattr(self, name) for name in self.__slots__},)
 
 
-def _restored(values: dict[str, Any]) -> Stats:
+def _restored(values: dict[str, float]) -> Stats:
     return Stats(**values)
 
 
 class Counters:
     """The mutable side of `Stats`."""
 
-    __slots__ = (
-        *("batches", "burst", "cancelled", "drained", "dropped", "errors", "full", "gathered", "idle", "items"),
-        "window",
-    )
+    __slots__ = ("cancelled", "cuts", "dropped", "errors", "items")
 
     def __init__(self) -> None:
-        self.full = self.window = self.gathered = self.burst = self.idle = self.drained = 0
-        self.batches = 0
+        self.cuts = dict.fromkeys(REASONS, 0)
         self.cancelled = 0
         self.dropped = 0
         self.errors = 0
         self.items = 0
 
-    def snapshot(self, other: Counters, *, queued: int, running: int, a: float = 0.0, c: float = 0.0) -> Stats:
-        """Freeze the sums of these counters and `other`, beside the present numbers of queued and running items."""
-        counts = {name: getattr(self, name) + getattr(other, name) for name in self.__slots__}
-        return Stats(queued=queued, running=running, a=a, c=c, **counts)
+    def snapshot(self, other: Counters, *, queued: int, running: int, a: float, c: float) -> Stats:
+        """Freeze the sums of these counters and `other`, beside the present numbers and what was learned."""
+        counts = {name: getattr(self, name) + getattr(other, name) for name in self.__slots__ if name != "cuts"}
+        cuts = {reason: self.cuts[reason] + other.cuts[reason] for reason in REASONS}
+        return Stats(queued=queued, running=running, a=a, c=c, **counts, **cuts)

@@ -1,6 +1,6 @@
 """Real threads: the adaptive policy beside greedy, fixed windows, and a loop that always gathers exactly K.
 
-    python benchmarks/adaptive.py [--quick]
+    python -m benchmarks.adaptive [--quick]
 
 K threads call, each again as soon as it has its result; the handler sleeps `a + c·b`. The contenders of a case are
 interleaved, several rounds of each; medians are compared. Writes `results/adaptive.json`.
@@ -20,13 +20,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from _theory import best_throughput
-from _virtual import GPU, NET, Setting
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from ubatch import UBatch
+
+from .theory import best_throughput
+from .virtual import GPU, NET, Setting
 
 RESULTS = Path(__file__).parent / "results"
 TARGETS = {2: 0.95, 8: 0.93, 32: 0.93}  # of the ideal

@@ -1,6 +1,6 @@
 """The adaptive policy in virtual time: the figures that it has to reach, and the peers' rules beside it.
 
-    python benchmarks/simulate.py [--quick]
+    python -m benchmarks.simulate [--quick]
 
 prints a table of targets and reached figures and writes `results/simulate.json` and two plots: latency against
 load, throughput against the number of callers. The policy is the package's own, the clock is not. Seeds are fixed.
@@ -18,8 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from _theory import best_throughput, greedy_latency, greedy_throughput, optimal_latency
-from _virtual import (
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ubatch._policy import Adaptive, Window
+
+from .theory import best_throughput, greedy_latency, greedy_throughput, optimal_latency
+from .virtual import (
     CPU,
     GPU,
     NET,
@@ -36,11 +42,6 @@ from _virtual import (
     simulate,
     uniform,
 )
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
-
-from ubatch._policy import Adaptive, Window
 
 RESULTS = Path(__file__).parent / "results"
 

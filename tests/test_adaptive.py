@@ -16,9 +16,9 @@ from ubatch._cost import Cost
 from ubatch._policy import GREEDY_BATCHES, LIGHT, SAMPLE, STAGGER, Adaptive, Window
 from ubatch._returns import Guard, pays, relative_cost
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import _virtual as virtual
+from benchmarks import virtual
 
 SETTINGS = pytest.mark.parametrize("setting", virtual.SETTINGS, ids=lambda setting: setting.name)
 

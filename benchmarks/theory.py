@@ -5,7 +5,8 @@ from __future__ import annotations
 from math import exp
 
 import numpy as np
-from _virtual import Setting
+
+from .virtual import Setting
 
 
 def best_throughput(setting: Setting, callers: int, spread: float = 0.0) -> float:

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from ubatch._policy import Adaptive, Window
 
+from .curves import draw
 from .theory import best_throughput, greedy_latency, greedy_throughput, optimal_latency
 from .virtual import (
     CPU,
@@ -238,35 +239,6 @@ def bounds(effort: Effort, setting: Setting) -> dict[str, Any]:
     }
 
 
-def draw(curves: dict[str, dict[str, Any]]) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    for what, best, xlabel, ylabel, file in (
-        ("latency", "optimal latency", "load", "mean latency, ms", "simulate-latency.png"),
-        ("throughput", "X*", "callers that return at once", "items per second", "simulate-throughput.png"),
-    ):
-        figure, axes = plt.subplots(1, len(curves), figsize=(15, 4.6))
-        scale = 1e3 if what == "latency" else 1.0
-        for axis, (name, lines) in zip(axes, curves.items(), strict=True):
-            reference = lines["bounds"][best]
-            axis.plot(list(reference), [scale * y for y in reference.values()], "k--", label="optimum", zorder=5)
-            for contender in CONTENDERS:
-                points = lines[contender][what]
-                width = 2.6 if contender == "adaptive" else 1.2
-                axis.plot(list(points), [scale * y for y in points.values()], ".-", label=contender, linewidth=width)
-            axis.set(title=name, xlabel=xlabel, ylabel=ylabel, yscale="log")
-            if what == "throughput":
-                axis.set_xscale("log", base=2)
-            axis.grid(alpha=0.3)
-        axes[0].legend(fontsize=7)
-        figure.tight_layout()
-        figure.savefig(RESULTS / file, dpi=110)
-        plt.close(figure)
-
-
 # -- the table --------------------------------------------------------------------------------------------
 
 
@@ -326,7 +298,7 @@ def main() -> int:
             "curves": curves,
         }
         (RESULTS / "simulate.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        draw(curves)
+        draw(result, RESULTS)
     return 0 if all(figure.met for figure in figures) else 1
 
 

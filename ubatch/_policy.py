@@ -186,7 +186,10 @@ class Adaptive:
         if self.passive:
             return None
         hold = self._for_returners(now, 0)
-        if hold is None or hold.wake_at <= 1:
+        if hold is None:
+            return None
+        if hold.wake_at <= 1:
+            self._held = None
             return None
         hold.wake_at = min(hold.wake_at, max_size)
         return hold
@@ -330,7 +333,7 @@ class Adaptive:
         cost = self.cost
         if ok:
             cost.update(size, duration)
-        if self.light or cost.a < LIGHT:
+        if self.light or (cost.batches and cost.a < LIGHT):
             self._lighten(cost.a < LIGHT * HEAVIER)
         else:
             self.passive = cost.batches < GREEDY_BATCHES
@@ -338,7 +341,7 @@ class Adaptive:
         if self.light:
             return
         self.load.finished(now, size, duration, size + queued + self._running)
-        if self.guard is not None:
+        if self.guard is not None and ok:
             greedy = min(self._max_size, max(1.0, self.load.present / (self.workers + 1)))
             self.guard.finished(self._gathering, size, self._hold_time + duration, cost.a / greedy + cost.c)
         if self.returns is not None:

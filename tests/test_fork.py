@@ -188,6 +188,56 @@ assert [future.result(10) for future in futures] == [2, 2, 2]
     )
 
 
+def test_fork_of_what_was_learned(run_python):
+    """The child's policy goes on from what the parent's has learned, also if a batch ran, or was held, at the fork."""
+    run_python(
+        COMMON
+        + """
+def slow(items):
+    time.sleep(0.005)
+    return [2 * item for item in items]
+
+gathering = UBatch(8, handler=slow)
+
+def callers(seconds=10.0):
+    "Four threads that return at once, until batches have been gathered."
+    gathered = gathering.stats.gathered
+    until = time.monotonic() + seconds
+    def calls():
+        while gathering.stats.gathered < gathered + 5 and time.monotonic() < until:
+            assert gathering.ubatch(1) == 2
+            done.append(1)
+    done = []
+    threads = [in_thread(calls) for _ in range(4)]
+    return threads, done
+
+def gathers():
+    before = gathering.stats.gathered
+    threads, done = callers()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert gathering.stats.gathered >= before + 5
+    assert len(done) == gathering.stats.items
+    gathering._policy._check()
+
+gathers()
+
+def child():
+    assert gathering.stats.batches == 0
+    assert gathering.stats.a > 0.001
+    gathers()
+
+threads, _ = callers()
+pids = [fork(child) for _ in range(4) if not time.sleep(0.0023)]
+for thread in threads:
+    thread.join(10)
+join(*pids)
+assert gathering.map([1, 2]) == [2, 4]
+"""
+    )
+
+
 def test_fork_of_a_batcher_that_waits_for_its_start(run_python):
     """Items that wait for `start` fail in the child, which may go on to start the batcher."""
     run_python(

@@ -17,6 +17,8 @@ from __future__ import annotations
 FORGET = 1 / 64
 """Weight that a batch loses with each later one."""
 
+KEEP = 1 - FORGET
+
 RIDGE = 1 / 8
 """Scatter of the sizes, as a share of their mean, at which they and the previous slope count alike."""
 
@@ -52,26 +54,27 @@ class Cost:
 
     def update(self, size: int, duration: float) -> None:
         """Learn from a batch of `size` items that took `duration` seconds. O(1)."""
-        duration = max(duration, 0.0)
+        if duration < 0.0:
+            duration = 0.0
         self.batches += 1
         if self._weight < 1.0 or (self.batches <= WARM_UP and OUTLIER * duration < self.duration):
             self._begin(size, duration)
             return
-        predicted = self.predict(size)
-        if predicted > 0.0:
-            duration = min(duration, OUTLIER * predicted)
-        keep = 1.0 - FORGET
-        self._weight = keep * self._weight + 1.0
-        off_size, off_duration = size - self.size, duration - self.duration
-        self.size += off_size / self._weight
-        self.duration += off_duration / self._weight
-        self._deviation = keep * self._deviation + off_size * (size - self.size)
-        ridge = self._weight * (RIDGE * self.size) ** 2
+        most = OUTLIER * (self.a + self.c * size)
+        if 0.0 < most < duration:
+            duration = most
+        weight = self._weight = KEEP * self._weight + 1.0
+        off_size = size - self.size
+        self.size = mean_size = self.size + off_size / weight
+        self.duration = mean = self.duration + (duration - self.duration) / weight
+        self._deviation = deviation = KEEP * self._deviation + off_size * (size - mean_size)
+        ridge = weight * (RIDGE * mean_size) ** 2
         # recursive least squares: by as much as this batch is off the line, and off the mean size
-        error = duration - self.duration - self.c * (size - self.size)
-        slope = self.c + off_size * error / (self._deviation + ridge)
-        self.c = min(max(slope, 0.0), self.duration / self.size)
-        self.a = max(self.duration - self.c * self.size, 0.0)
+        error = duration - mean - self.c * (size - mean_size)
+        slope, steepest = self.c + off_size * error / (deviation + ridge), mean / mean_size
+        self.c = slope = 0.0 if slope < 0.0 else slope if slope < steepest else steepest
+        fixed = mean - slope * mean_size
+        self.a = fixed if fixed > 0.0 else 0.0
 
     def _begin(self, size: int, duration: float) -> None:
         """One batch cannot tell `a` from `c`. A guess, which stands for as long as all batches have one size."""

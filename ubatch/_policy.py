@@ -341,20 +341,17 @@ class Adaptive:
         if self.light:
             return
         self.load.finished(now, size, duration, size + queued + self._running)
+        present = self.load.present
         if self.guard is not None and ok:
-            greedy = min(self._max_size, max(1.0, self.load.present / (self.workers + 1)))
+            greedy = min(self._max_size, max(1.0, present / (self.workers + 1)))
             self.guard.finished(self._gathering, size, self._hold_time + duration, cost.a / greedy + cost.c)
         if self.returns is not None:
             self.returns.finished(now, size)
+            if self.returns.learn(self.arrivals, cost.a):
+                self.returns.choose(cost.a, present, self.workers, self._max_size)
         if self.bursts is not None:
             self.bursts.finished(now)
-        self._learn()
-
-    def _learn(self) -> None:
-        if self.returns is not None and self.returns.learn(self.arrivals, self.cost.a):
-            self.returns.choose(self.cost.a, self.load.present, self.workers, self._max_size)
-        if self.bursts is not None:
-            self.bursts.learn(self.arrivals, self.cost, self._max_size)
+            self.bursts.learn(self.arrivals, cost, self._max_size)
 
     def _lighten(self, light: bool) -> None:
         """Go over to serving greedily, or come back from it; then what was seen before is no history of now."""

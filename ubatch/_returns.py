@@ -46,7 +46,7 @@ EVIDENCE = 4
 class Returns:
     """Learns how soon the callers of a batch are back."""
 
-    __slots__ = ("_back", "_batches", "_pending", "_released", "_waited", "_windows", "chosen", "share", "window")
+    __slots__ = ("_back", "_batches", "_pending", "_released", "_waited", "chosen", "share", "window")
 
     window: float
     """u*: seconds after a completion for which to wait; 0.0 if it does not pay."""
@@ -57,7 +57,6 @@ class Returns:
         self.window = self.share = 0.0
         self.chosen = -1  # index of the window in use
         self._pending: deque[tuple[float, int]] = deque(maxlen=64)  # completions not learned from: when, how many
-        self._windows = range(len(WINDOWS))
         self._back = [0.0] * len(WINDOWS)  # weighted number of callers back within each window
         self._waited = [0.0] * len(WINDOWS)  # weighted time until the window ended, or all were back
         self._released = 0.0  # weighted number of callers released
@@ -81,34 +80,36 @@ class Returns:
         last = min(first + size, len(times))
         complete = times[last - 1] - completed if last - first == size else INFINITE
         back, waited = self._back, self._waited
-        for index in self._windows:
-            window = WINDOWS[index] * a
+        for index, length in enumerate(WINDOWS):
+            window = length * a
             if complete <= window:
-                found, wait = size, complete
+                back[index] = keep * back[index] + size
+                waited[index] = keep * waited[index] + complete
             else:
-                found, wait = bisect_right(times, completed + window, first, last) - first, window
-            back[index] = keep * back[index] + found
-            waited[index] = keep * waited[index] + wait
+                found = bisect_right(times, completed + window, first, last) - first if first < last else 0
+                back[index] = keep * back[index] + found
+                waited[index] = keep * waited[index] + window
         self._released = keep * self._released + size
         self._batches = keep * self._batches + 1.0
 
     def choose(self, a: float, present: float, workers: int, max_size: int) -> None:
         """Set `window` to the best one, given that `present` items are in the system at a completion."""
         best, chosen = 1.0, -1
-        if self._batches >= EVIDENCE * (1.0 - EVIDENCE * FORGET) and a > 0.0:
-            for index in self._windows:
-                share = self._back[index] / self._released
-                if share < 1.0:
-                    share -= DOUBT * sqrt(max(share * (1.0 - share), 0.0) / self._batches)
-                wait = self._waited[index] / (self._batches * a)
-                if not pays(share, wait):
-                    continue
-                cost = relative_cost(share, wait, present, workers, max_size)
-                if cost < best and cost < (KEEP if index == self.chosen else START):
-                    best, chosen = cost, index
+        released, batches = self._released, self._batches
+        if batches >= EVIDENCE * (1.0 - EVIDENCE * FORGET) and a > 0.0:
+            waited, scale = self._waited, batches * a
+            for index, back in enumerate(self._back):
+                share = back / released
+                wait = waited[index] / scale
+                if share * (1.0 + wait) > 2.0 * wait:  # else it does not pay; less doubt, it does so even less
+                    if share < 1.0:
+                        share -= DOUBT * sqrt(share * (1.0 - share) / batches)
+                    cost = relative_cost(share, wait, present, workers, max_size)
+                    if cost < best and cost < (KEEP if index == self.chosen else START):
+                        best, chosen = cost, index
         self.chosen = chosen
         self.window = WINDOWS[chosen] * a if chosen >= 0 else 0.0
-        self.share = self._back[chosen] / self._released if chosen >= 0 else 0.0
+        self.share = self._back[chosen] / released if chosen >= 0 else 0.0
 
     def forget_pending(self) -> None:
         """Nothing was recorded for a while."""
@@ -123,7 +124,10 @@ class Returns:
 
 
 def relative_cost(share: float, wait: float, present: float, workers: int, max_size: int) -> float:
-    """J: the worker's fixed cost per item, relative to greedy.
+    """J: the worker's fixed cost per item, relative to greedy; infinite if others would lose too much by it.
+
+    Of the items of a gathered batch a share F are returners; each saves the fixed cost of the batch it would have
+    waited for, less the wait. The others wait for nothing, which counts twice.
 
     Args:
         share: F, of the released callers that are back in time.
@@ -132,18 +136,13 @@ def relative_cost(share: float, wait: float, present: float, workers: int, max_s
         workers: s.
         max_size: B.
     """
-    greedy = min(max_size, present / (workers + 1))
-    gathered = min(max_size, present / (workers + 1 - share))
-    return (1.0 + wait) * greedy / gathered if gathered > 0.0 else 1.0
-
-
-def pays(share: float, wait: float) -> bool:
-    """Whether returners gain more than twice what the others lose.
-
-    Of the items of a gathered batch a share F are returners; each saves the fixed cost of the batch it would
-    have waited for, less the wait. The others wait for nothing.
-    """
-    return share * (1.0 - wait) > 2.0 * (1.0 - share) * wait
+    if share * (1.0 - wait) <= 2.0 * (1.0 - share) * wait or present <= 0.0:
+        return INFINITE
+    greedy = present / (workers + 1)
+    if greedy >= max_size:
+        return 1.0 + wait
+    gathered = present / (workers + 1 - share)
+    return (1.0 + wait) * greedy / (gathered if gathered < max_size else max_size)
 
 
 class Guard:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 FORGET = 1 / 64
 """Weight that a completion loses with each later one."""
 
+KEEP = 1 - FORGET
+
 REMEMBERED = 512
 """Timestamps that are kept at least, in items."""
 
@@ -58,13 +60,13 @@ class Load:
 
     def finished(self, now: float, size: int, duration: float, present: int) -> None:
         """A batch of `size` items was completed; `present` items are in the system, those of the batch included."""
-        keep = 1.0 - FORGET
-        if self._last is not None:  # else there is no time that it can be counted in
-            self._items = keep * self._items + size
-            self._time = keep * self._time + max(now - self._last, 0.0)
-            self._busy = keep * self._busy + max(duration, 0.0)
-            self._present = keep * self._present + present
-            self._weight = keep * self._weight + 1.0
+        last = self._last
+        if last is not None:  # else there is no time that it can be counted in
+            self._items = KEEP * self._items + size
+            self._time = KEEP * self._time + (now - last if now > last else 0.0)
+            self._busy = KEEP * self._busy + (duration if duration > 0.0 else 0.0)
+            self._present = KEEP * self._present + present
+            self._weight = KEEP * self._weight + 1.0
         self._last = now
 
     @property

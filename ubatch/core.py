@@ -46,7 +46,7 @@ class UBatch(Driver, Generic[T, U]):
     Args:
         max_size: the largest batch, in items; at least 1.
         timeout: the longest time, in seconds, that an item is held for companions while the worker is free,
-            counted from the item's arrival. 0 holds nothing. `None`, the default, leaves it to ubatch.
+            counted from the item's arrival. 0 holds nothing. `None`, the default: ubatch learns when waiting pays.
         handler: `handler(list of items)` returns a sequence or an array with one result for each item, in
             order; an exception instance in it is raised in that caller alone. With several arguments per
             call it gets one list for each. With `handler` given here the batcher starts by itself with its

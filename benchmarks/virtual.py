@@ -111,9 +111,10 @@ def simulate(
         if now > until:
             break
         if kind == "done":
-            batch, duration = what
+            batch, duration, watched = what
             free += 1
-            policy.finished(now, len(batch), duration, len(queue))
+            if watched:
+                policy.finished(now, len(batch), duration, len(queue))
             for arrived, _, returns in batch:
                 if returns:
                     push(events, (now + think(thinking), next(tick), "closed", None))
@@ -142,11 +143,12 @@ def simulate(
                 break
             batch = [queue.popleft() for _ in range(min(len(queue), setting.max_size))]
             free -= 1
-            if policy.watch():
+            watched = policy.watch()
+            if watched:
                 policy.cut(now, [arrived for arrived, _, _ in batch], len(queue))
             duration = setting.duration(len(batch)) if cost is None else cost(now, len(batch))
             duration *= max(0.5, rng.gauss(1.0, noise)) if noise else 1.0
-            push(events, (now + duration, next(tick), "done", (batch, duration)))
+            push(events, (now + duration, next(tick), "done", (batch, duration, watched)))
             batches += now >= counted_from
     return Run(latencies, finished, batches, until - counted_from)
 

@@ -292,3 +292,31 @@ def test_a_handler_that_becomes_slow_is_learned_again():
             policy.cut(now, [now], 0)
             policy.finished(now, 1, 50e-6 if number < 200 else 5e-3, 0)
     assert not policy.light
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "think"), [(0.001, 0.02, 0.002), (0.0001, 0.02, 0.0004), (1e-6, 0.02, 0.002)]
+)
+def test_a_handler_that_becomes_slow_under_returning_callers_is_learned_again(before, after, think):
+    """Batches grow as it slows down, and what the fixed cost does to both is not put down to their size for good."""
+    run = virtual.simulate(
+        Adaptive(),
+        virtual.GPU,
+        callers=8,
+        think=virtual.constant(think),
+        cost=lambda now, size: before if now < 1.0 else after,
+        until=9.0,
+        stamps=True,
+    )
+    late = sum(at > 5.0 for at in run.finished)
+    assert late >= 0.95 * 4.0 * 8 / (after + think)
+
+
+@SETTINGS
+def test_once_bursts_are_over_nobody_is_held_for_more(setting):
+    """A single caller that follows them is held for a few companions that do not come, then no more."""
+    bursts = [at + index * 1e-5 for at in (0.1 * n for n in range(1, 21)) for index in range(16)]
+    alone = [2.5 + 0.1 * n for n in range(20)]
+    run = virtual.simulate(Adaptive(), setting, arrivals=[*bursts, *alone], until=5.0, warm_up=0.0, noise=0.0)
+    latencies = run.latencies[-20:]
+    assert latencies[4:] == pytest.approx([setting.duration(1)] * 16)

@@ -1265,6 +1265,37 @@ def test_death_while_delivering(gate, caplog):
     assert batch.stop()
 
 
+@pytest.mark.parametrize(("chains", "dies_after"), [(1, 1), (3, 1), (3, 2), (3, 3), (10, 1), (10, 5), (10, 10)])
+def test_death_while_waking_threads(gate, monkeypatch, chains, dies_after):
+    """A worker that dies waking one thread after another strands none of them, however many chains there were."""
+    wake, deliver = ubatch._waiters.ThreadTicket.wake, ubatch._waiters.deliver
+    batch, first = busy(gate)
+    callers = [in_thread(batch.ubatch, n) for n in range(20)]
+    eventually(lambda: batch.stats.queued == 20)
+    worker, woken, went_on = batch._seat.thread, [], threading.Event()
+
+    def fatal(ticket: Any) -> None:
+        wake(ticket)
+        if threading.get_ident() == worker:
+            woken.append(ticket)
+            if len(woken) == dies_after:
+                went_on.wait(0.05)  # those that were woken go on meanwhile
+                raise MemoryError
+
+    def in_chains(tickets: Any, outcomes: Any, took: Any = None) -> None:
+        deliver(tickets, outcomes, None if took is None else (chains - 0.5) * ubatch._waiters.WAKING)
+
+    monkeypatch.setattr(ubatch._driver, "deliver", in_chains)
+    monkeypatch.setattr(ubatch._waiters.ThreadTicket, "wake", fatal)
+    gate.opened.set()
+    assert [caller.result(PATIENCE) for caller in callers] == [*range(20)]
+    assert first.done() and len(woken) >= dies_after
+    eventually(lambda: batch._seat.thread != worker)
+    monkeypatch.undo()
+    assert batch.ubatch(3) == 3
+    assert batch.stop()
+
+
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, ValueError])
 def test_callbacks_that_raise(gate, caplog, error):
     """Done-callbacks may raise what they like: later callbacks, other items and the worker are unaffected."""

@@ -522,7 +522,7 @@ def test_a_cut_in_the_middle_of_cancelling(gate, caplog):
 
 
 @pytest.mark.parametrize(
-    ("took", "by_the_worker"), [(0.0, 1), (40e-6, 1), (60e-6, 2), (180e-6, 4), (0.001, 10), (10.0, 10)]
+    ("took", "by_the_worker"), [(-70e-6, 1), (0.0, 1), (40e-6, 1), (60e-6, 2), (180e-6, 4), (0.001, 10), (10.0, 10)]
 )
 def test_the_longer_a_batch_took_the_more_threads_its_worker_wakes(gate, monkeypatch, took, by_the_worker):
     """Twenty threads are woken in one chain after a short batch, in pairs after a long one; each by another."""

@@ -33,13 +33,13 @@ OTHERS = 2.0
 """Weight of those who come too late to be gathered, but wait longer for it."""
 
 EVIDENCE = 3
-"""First items before the first gap."""
+"""First items before the first gap; and so many in a row that nobody follows end it, until somebody does."""
 
 
 class Bursts:
     """Learns which pause ends a burst."""
 
-    __slots__ = ("_end", "_first", "_gains", "_weight", "gap")
+    __slots__ = ("_end", "_first", "_gains", "_lonely", "_weight", "gap")
 
     gap: float
     """g*: seconds without a submit that end a burst; 0.0 if it does not pay to wait for it."""
@@ -50,6 +50,7 @@ class Bursts:
         self._weight = 0.0
         self._first: float | None = None  # arrival of an item that found the system idle
         self._end: float | None = None  # the next completion after it
+        self._lonely = 0  # the latest first items that nobody followed, in a row
 
     def first(self, arrived: float) -> None:
         """An item that had found the system idle was cut."""
@@ -87,7 +88,8 @@ class Bursts:
             self._gains[index] = keep * self._gains[index] + gain
             if self._gains[index] > best * self._weight and self._weight >= EVIDENCE * (1.0 - EVIDENCE * FORGET):
                 best, self_gap = self._gains[index] / self._weight, gap
-        self.gap = self_gap
+        self._lonely = self._lonely + 1 if stop == start else 0
+        self.gap = self_gap if self._lonely < EVIDENCE else 0.0
         self._first = None
 
     def _check(self) -> None:

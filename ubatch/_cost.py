@@ -8,6 +8,8 @@ on sizes, done recursively, with three things that plain least squares lacks:
   would balance sizes that scatter by an eighth of their mean. So when all batches have one size, a change of the
   duration is taken to be one of `a`.
 - One garbage collection or page fault must not be believed: a duration counts as at most eight times its prediction.
+  Three such in a row are, and start the fit anew: sizes often change along with the handler, so what came before
+  would put it down to the items.
 - The first calls of a handler often load or compile something: a duration below an eighth of the mean so far
   starts the fit anew, as long as there are few.
 """
@@ -25,6 +27,9 @@ RIDGE = 1 / 8
 OUTLIER = 8.0
 """A duration counts as at most this many times its prediction."""
 
+CHANGED = 3
+"""So many durations in a row beyond that are no accident: the handler is another now, and the fit starts anew."""
+
 GUESS = 1 / 4
 """Share of the first duration that is put down to the items."""
 
@@ -35,7 +40,7 @@ WARM_UP = 8
 class Cost:
     """The fit. Its attributes are read by anybody and written by `update`."""
 
-    __slots__ = ("_deviation", "_weight", "a", "batches", "c", "duration", "size")
+    __slots__ = ("_deviation", "_weight", "a", "batches", "c", "duration", "size", "strange")
 
     a: float
     """Seconds that every batch costs."""
@@ -45,24 +50,33 @@ class Cost:
     """Mean duration of a batch, in seconds."""
     size: float
     """Mean size of a batch, in items."""
+    strange: int
+    """How many durations in a row were beyond belief, up to the latest."""
 
     def __init__(self) -> None:
         self.a = self.c = self.duration = self.size = 0.0
         self.batches = 0
         self._weight = 0.0
         self._deviation = 0.0  # weighted sum of (b - mean b)²
+        self.strange = 0
 
     def update(self, size: int, duration: float) -> None:
         """Learn from a batch of `size` items that took `duration` seconds. O(1)."""
         if duration < 0.0:
             duration = 0.0
         self.batches += 1
-        if self._weight < 1.0 or (self.batches <= WARM_UP and OUTLIER * duration < self.duration):
+        if self._weight < 1.0 or (self._weight < WARM_UP and OUTLIER * duration < self.duration):
             self._begin(size, duration)
             return
         most = OUTLIER * (self.a + self.c * size)
         if 0.0 < most < duration:
+            self.strange += 1
+            if self.strange == CHANGED:
+                self._begin(size, duration)
+                return
             duration = most
+        else:
+            self.strange = 0
         weight = self._weight = KEEP * self._weight + 1.0
         off_size = size - self.size
         self.size = mean_size = self.size + off_size / weight
@@ -80,6 +94,7 @@ class Cost:
         """One batch cannot tell `a` from `c`. A guess, which stands for as long as all batches have one size."""
         self._weight = 1.0
         self._deviation = 0.0
+        self.strange = 0
         self.size, self.duration = float(size), duration
         self.c = GUESS * duration / size
         self.a = duration - self.c * size

@@ -189,8 +189,10 @@ class Driver:
         if not tickets:
             return
         binder = self._binder
+        now = monotonic()
         for ticket in tickets:
             ticket.call = UNBOUND if binder is None else binder.bind(ticket.args, ticket.kwargs)
+            ticket.arrived = now  # not when it was made: the caller's iterable may have taken its time
         self._schedule.queue.extend(tickets)
         seat = self._seat
         if len(self._schedule.queue) >= seat.wake_at:
@@ -320,8 +322,8 @@ class Driver:
         if len(schedule.queue) < hold.wake_at and not self._closed:
             woken = seat.pause(min(max(hold.until - now, 0.0), _native.MAX_WAIT))
         seat.wake_at = NEVER
-        # else time is up, whatever the clock says now; a burst that goes on is another matter
-        return woken or schedule.stale or len(schedule.queue) > queued
+        # else time is up, whatever the clock says now; a burst that goes on, or a dismissal, is another matter
+        return woken or schedule.stale or len(schedule.queue) > queued or self._seat is not seat
 
     def _run(self, seat: Seat) -> None:
         """Cut a batch, call the handler, deliver."""

@@ -99,7 +99,7 @@ class FutureTicket(Ticket, Future[Any]):
         self.args, self.kwargs, self.call = (), {}, None
 
     @staticmethod
-    def wake_all(tickets: Sequence[FutureTicket], took: float) -> None:
+    def wake_all(tickets: Sequence[FutureTicket], took: float | None) -> None:
         for ticket in tickets:
             outcome, ticket.outcome = ticket.outcome, None
             ticket.args, ticket.kwargs, ticket.call, ticket._queue = (), {}, None, None

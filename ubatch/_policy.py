@@ -287,7 +287,7 @@ class Adaptive:
 
     def watch(self) -> bool:
         """Whether `cut` and `finished` are to be called for the batch that is taken now."""
-        if not self.light:
+        if not self.light or self.cost.strange:
             return True
         self._skip = (self._skip + 1) % SAMPLE
         return self._skip == 0
@@ -309,6 +309,7 @@ class Adaptive:
             self.arrivals.cut(now, arrived, queued)
             window = self._window()
             if self.bursts is not None and self._alone and oldest > self._completed + window:
+                self.bursts.learn(self.arrivals, self.cost, self._max_size)  # of the one before
                 self.bursts.first(oldest)
             self._gathering = window > 0.0
             self._hold_time = max(now - max(oldest, self._idle_since), 0.0)

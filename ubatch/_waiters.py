@@ -69,10 +69,10 @@ class Ticket:
 
     def wake(self) -> None:
         """Wake its caller; its outcome is set."""
-        self.wake_all([self], 0.0)
+        self.wake_all([self], None)
 
     @staticmethod
-    def wake_all(tickets: Sequence[Any], took: float) -> None:
+    def wake_all(tickets: Sequence[Any], took: float | None) -> None:
         """Wake the callers of tickets of this kind and of one home; their outcomes are set. `took` as in `deliver`."""
         raise NotImplementedError
 
@@ -112,13 +112,14 @@ WAKING = 50e-6
 """Seconds of a batch for each of which its worker wakes one more thread itself: some ten times what that costs."""
 
 
-def deliver(tickets: Sequence[Ticket], outcomes: Sequence[Any], took: float = 0.0) -> None:
+def deliver(tickets: Sequence[Ticket], outcomes: Sequence[Any], took: float | None = None) -> None:
     """Set the outcomes, then wake the callers, each home once.
 
     Args:
         tickets: any number of any kind.
         outcomes: one for each.
-        took: seconds that the handler worked for them.
+        took: seconds that the handler worked for them; `None` to wake each thread directly, as is needed where
+            some may have been woken before: the rest of a chain would wait for them in vain.
     """
     if len(tickets) == 1:
         ticket = tickets[0]
@@ -173,12 +174,14 @@ class ThreadTicket(BlockingTicket):
                 self.leave()
             elif self.next is not None:
                 self.next.wake()
+                self.next = None  # a traceback may keep this ticket: not others' items and results as well
         return arrived
 
     def leave(self) -> None:
         self.left = True  # before the look at `woken`; `wake` does it the other way round
         if self.woken and self.next is not None:
             self.next.wake()
+            self.next = None
 
     def wake(self) -> None:
         """Let the caller go on, and the rest of the chain with it. May be called twice."""
@@ -194,11 +197,12 @@ class ThreadTicket(BlockingTicket):
             ticket = ticket.next  # nobody is there to wake the next
 
     @staticmethod
-    def wake_all(tickets: Sequence[ThreadTicket], took: float) -> None:
+    def wake_all(tickets: Sequence[ThreadTicket], took: float | None) -> None:
         main = _native.main_ident
         direct = {0, main}
         heads: list[ThreadTicket] = []
-        links = max(2, -(-len(tickets) // (1 + int(took / WAKING))))  # of each chain
+        # of each chain; a clock may have been set back
+        links = 1 if took is None else max(2, -(-len(tickets) // (1 + max(0, int(took / WAKING)))))
         for end in range(len(tickets), 0, -links):
             head: ThreadTicket | None = None
             for ticket in reversed(tickets[max(0, end - links) : end]):
@@ -262,7 +266,7 @@ class HubTicket(BlockingTicket):
             self.home.leave()
 
     @staticmethod
-    def wake_all(tickets: Sequence[HubTicket], took: float) -> None:
+    def wake_all(tickets: Sequence[HubTicket], took: float | None) -> None:
         tickets[0].home.wake(tickets)
 
     def orphan(self, error: Exception) -> None:
@@ -331,7 +335,7 @@ class LoopTicket(Ticket):
         self.future: asyncio.Future[Any] = loop.create_future()
 
     @staticmethod
-    def wake_all(tickets: Sequence[LoopTicket], took: float) -> None:
+    def wake_all(tickets: Sequence[LoopTicket], took: float | None) -> None:
         try:
             tickets[0].home.call_soon_threadsafe(_resolve, tickets)
         except RuntimeError:  # the loop is closed, and its tasks are gone

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..contenders import plain
+from benchmarks.contenders import plain
+
 from .looks import LOOKS, in_order, look, measured
 from .readings import Cell, Group, Results, Spread, shown
 

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..contenders import PEERS
-from ..targets import BEST_PEER, IDEAL, TARGETS, Target
+from benchmarks.contenders import PEERS
+from benchmarks.targets import BEST_PEER, IDEAL, TARGETS, Target
+
 from .readings import FIGURES, Cell, Results, Spread, quartiles, ratio, ratio_shown, shown, spread_shown, times
 
 MET, MISSED, UNKNOWN = "met", "MISSED", "not measured"

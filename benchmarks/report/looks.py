@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ..contenders import plain
+from benchmarks.contenders import plain
+
 from .readings import Cell
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..contenders import PEERS, plain
+from benchmarks.contenders import PEERS, plain
+
 from .judged import MET, MISSED, UNKNOWN, Judged, judge
 from .readings import ALONE, FIGURES, OURS, Cell, Results, is_ours, shown, times
 from .tables import Line, machine_shown, markdown_table

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..contenders import plain
+from benchmarks.contenders import plain
+
 from .bars import handover, service
 from .looks import FACES, HANDLERS, STYLE, look, measured
 from .readings import Cell, Group, Results, Spread, is_ours, shown

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..contenders import PEERS, plain
+from benchmarks.contenders import PEERS, plain
 
 OURS = "ubatch"
 

@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..contenders import PEERS, plain
+from benchmarks.contenders import PEERS, plain
+
 from .judged import Judged
 from .looks import in_order
 from .readings import (

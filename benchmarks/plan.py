@@ -247,6 +247,12 @@ def _memory() -> list[Scenario]:
             afresh(f"an idle batcher, {use}", replace(idle, handler=use), (*every, "ThreadPoolExecutor(1)"), {}, extra)
             for use, extra in (("never used", 1.0), ("used once", 3.0))
         ),
+        replace(
+            afresh(
+                "a single idle batcher, used once", replace(idle, callers=1, handler="used once"), every, {}, 0.3, 3
+            ),
+            others={},
+        ),
         afresh(
             "an idle batcher, used once, worker gone",
             replace(idle, handler="used once, worker gone", callers=MANY // 10),

@@ -17,11 +17,15 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 from case import Case, Round, Sample, children
+from figures import cpu_time
 from handlers import no_op
 from systems import System, open_system
 
 LIMIT = 20.0
 """Seconds after which no more idle objects are made."""
+
+WATCHED = 0.5
+"""Seconds for which idle objects are watched: what they do to the processor all the same."""
 
 ROUSED = 60.0
 """Seconds, at most, that idle workers are given to go."""
@@ -213,4 +217,7 @@ async def _idle(case: Case, use: Callable[[System], Awaitable[None]]) -> Sample:
             time.sleep(0.25)
     grown, threads = resident() - before, running_threads() - threads_before
     count = max(len(kept), 1)
-    return {"memory": grown / count, "threads": threads / count, "count": len(kept)}
+    start, cpu = perf_counter(), cpu_time()
+    await asyncio.sleep(WATCHED)
+    share = (cpu_time() - cpu) / (perf_counter() - start)
+    return {"memory": grown / count, "threads": threads / count, "count": len(kept), "idle cpu": share}

@@ -71,6 +71,7 @@ def _rows() -> list[Row]:
         ),
         Row("memory, an item queued", "memory", {"figure": "queued"}, "memory", beside=("bare Future", "bare lock")),
         Row("memory, an idle batcher", "memory", {"figure": "idle"}, "memory", beside=("ThreadPoolExecutor(1)",)),
+        Row("of a core, one idle batcher", "memory", {"figure": "idle", "callers": 1}, "idle cpu"),
         Row("import", "import", {"figure": "import"}, "time", beside=("bare interpreter",)),
     ]
     return rows

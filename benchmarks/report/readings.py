@@ -52,6 +52,7 @@ FIGURES = {
     "mean batch": Figure("mean batch", "", more=True),
     "wake-ups": Figure("wake-ups per batch", ""),
     "memory": Figure("memory", "B"),
+    "idle cpu": Figure("of a core, all of them idle", "share"),
 }
 
 FACES = ("threads", "tasks", "greenlets")

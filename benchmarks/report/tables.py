@@ -34,7 +34,7 @@ COLUMNS = {
     "open-loop": ("mean", "p50", "p99", "p99.9", "answered", "mean batch"),
     "bursts": ("p50", "p99", "p99.9", "burst p50", "burst p99", "answered", "mean batch"),
     "service": ("rate", "p50", "p99", "mean batch"),
-    "memory": ("memory",),
+    "memory": ("memory", "idle cpu"),
     "import": ("time", "cpu"),
 }
 """What is shown of each group, where its samples have it."""

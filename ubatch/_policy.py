@@ -343,9 +343,10 @@ class Adaptive:
             return
         self.load.finished(now, size, duration, size + queued + self._running)
         present = self.load.present
-        if self.guard is not None and ok:
+        if self.guard is not None:
             greedy = min(self._max_size, max(1.0, present / (self.workers + 1)))
-            self.guard.finished(self._gathering, size, self._hold_time + duration, cost.a / greedy + cost.c)
+            expected = self._hold_time + cost.predict(size)  # one slow batch would say nothing about the hold
+            self.guard.finished(self._gathering, size, expected, cost.a / greedy + cost.c)
         if self.returns is not None:
             self.returns.finished(now, size)
             if self.returns.learn(self.arrivals, cost.a):

@@ -16,15 +16,19 @@ _LONGEST_SUMMARY = 200
 _COUNTERS = ("submitted", "queued", "running", "items", "batches", "errors", "cancelled", "mean_batch_size")
 
 
-def create_app(index: Index) -> Flask:
+def create_app(index: Index, batch: UBatch[Query, list[Hit]] | None = None) -> Flask:
     """Makes the application.
 
     `/search` and `/search_unbatched` take `q`, the question, and `k`, how many hits (10 if left out, at
     most 100). Every error is a JSON object with one field, `error`. `app.extensions["batch"]` is the
     batcher.
+
+    Args:
+        index: What is searched.
+        batch: A batcher whose handler is `index.search`; if left out, one with the default settings.
     """
     app = Flask(__name__)
-    batch: UBatch[Query, list[Hit]] = UBatch(handler=index.search, name="search")
+    batch = UBatch(handler=index.search, name="search") if batch is None else batch
     app.extensions["batch"] = batch
 
     @app.get("/search")

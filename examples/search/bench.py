@@ -183,7 +183,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 def _measure_once(server: Server, endpoint: str, job: Job, advance: Callable[[float], None]) -> tuple[Sample, Result]:
     before = server.get("/stats")["batching"]
     try:
-        result = _run_clients(job, advance)
+        result = run_clients(job, advance)
     except LoadError:
         server.check()  # if that is why, its log tells more
         raise
@@ -201,7 +201,16 @@ def _measure_once(server: Server, endpoint: str, job: Job, advance: Callable[[fl
     return sample, result
 
 
-def _run_clients(job: Job, advance: Callable[[float], None]) -> Result:
+def run_clients(job: Job, advance: Callable[[float], None]) -> Result:
+    """Runs the clients in a process of their own.
+
+    Args:
+        job: What they do.
+        advance: Told how many seconds went by, several times a second.
+
+    Raises:
+        LoadError: They could not do their work.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "search.load"],
         cwd=Path(__file__).resolve().parent.parent,

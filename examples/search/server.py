@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +43,8 @@ class Server:
         port: The port on 127.0.0.1; 0 takes a free one.
         cache: Folder of the cached index; the user's own cache folder if left out.
         limit: Number of entries; all if left out.
+        application: What gunicorn loads, `MODULE:NAME`.
+        environment: Variables that it finds set beside those of this process.
 
     Raises:
         ServerError: On entering: the port is taken, or the server died before it answered.
@@ -55,11 +58,14 @@ class Server:
         port: int = 0,
         cache: Path | None = None,
         limit: int | None = None,
+        application: str = "search.wsgi:app",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._worker = worker
         self._preload = preload
         self._wanted_port = port
-        self._environment = dict(os.environ)
+        self._application = application
+        self._environment = {**os.environ, **(environment or {})}
         if cache is not None:
             self._environment["SEARCH_CACHE"] = os.fspath(cache.resolve())
         if limit is not None:
@@ -159,7 +165,7 @@ class Server:
             if self._preload:
                 command += ["--preload"]
             self._process = subprocess.Popen(
-                [*command, "search.wsgi:app"],
+                [*command, self._application],
                 cwd=package.parent,  # `python -m` looks here first: not where modules of other names lie
                 env=self._environment,
                 stdin=subprocess.DEVNULL,

@@ -88,7 +88,6 @@ class BareLoop:
         self.max_size = max_size
         self.gather = gather
         self.wake = wake
-        self.items = self.batches = 0
         self.queue: deque[Any] = deque()
         self.wake_at = NEVER
         self.token = _thread.allocate_lock()
@@ -119,8 +118,6 @@ class BareLoop:
                 continue
             batch = [queue.popleft() for _ in range(min(len(queue), self.max_size))]
             results = self.handler([caller.item for caller in batch])
-            self.items += len(batch)
-            self.batches += 1
             for caller, result in zip(batch, results, strict=True):
                 caller.result = result
             self.wake(batch)

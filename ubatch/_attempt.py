@@ -85,25 +85,23 @@ def _outcomes(output: Any, expected: int) -> tuple[Sequence[Any], int]:
         error = output.error
     else:
         try:
-            return _checked(output, expected)
+            results = output if type(output) is list else _listed(output, expected)
+            if len(results) != expected:
+                raise BadBatchOutputSize(expected, len(results))
+            for result in results:
+                if isinstance(result, BaseException):
+                    return _errors_apart(results)
+            return results, 0
         except BaseException as raised:  # BadBatchOutputSize, or a sequence with a mind of its own
             error = raised.with_traceback(None)
     return [own(error) for _ in range(expected)], expected
 
 
-def _checked(output: Any, expected: int) -> tuple[Sequence[Any], int]:
-    results = output
-    if type(output) is not list:
-        got = _length(output)
-        if got != expected:
-            raise BadBatchOutputSize(expected, got)
-        results = list(output)
-    if len(results) != expected:
-        raise BadBatchOutputSize(expected, len(results))
-    for result in results:
-        if isinstance(result, BaseException):
-            return _errors_apart(results)
-    return results, 0
+def _listed(output: Any, expected: int) -> list[Any]:
+    got = _length(output)
+    if got != expected:
+        raise BadBatchOutputSize(expected, got)
+    return list(output)
 
 
 def _errors_apart(results: list[Any]) -> tuple[list[Any], int]:

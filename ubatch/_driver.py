@@ -344,7 +344,8 @@ class Driver:
             self._abandon(seat)
             return
         watched = policy.watch()
-        began = monotonic()
+        timed = watched or len(batch) > 1  # who wakes a single caller need not know how long it took
+        began = monotonic() if timed else 0.0
         if watched:
             policy.cut(began, [ticket.arrived for ticket in batch], len(self._schedule))
         attempt = Attempt()
@@ -357,7 +358,7 @@ class Driver:
                 error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # without this frame
                 attempt.output = Raised(error)
                 sound = False
-        done = monotonic()  # before anything is delivered: from here on callers return
+        done = monotonic() if timed else 0.0  # before anything is delivered: from here on callers return
         sound = sound and args is not None  # else no call fitted the handler
         args = kwargs = attempt.output = None
         try:

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+_loaded = sys.modules.get
+
+
 def _monkey() -> Any:
-    return sys.modules.get("gevent.monkey")
+    return _loaded("gevent.monkey")
 
 
 def _original(module: Any, name: str) -> Any:
@@ -90,7 +93,7 @@ def _launch(name: str, target: Callable[[], None]) -> None:
 
 def current_hub() -> Any:
     """The gevent hub of this thread, or `None` (gevent not imported, or no hub made in this thread)."""
-    local = sys.modules.get("gevent._hub_local")
+    local = _loaded("gevent._hub_local")
     return None if local is None else local.get_hub_if_exists()
 
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
             ...
 
 
+_ONCE = ((),)
+
+
 class Fifo:
     """First in, first out. `append` is safe from any thread, `take` and `purge` are for one worker at a time."""
 
@@ -60,7 +63,8 @@ class Fifo:
         gone = held = 0
         while held < most and queue:
             try:
-                into.extend(starmap(queue.popleft, repeat((), min(most - held, len(queue)))))
+                count = min(most - held, len(queue))
+                into.extend(starmap(queue.popleft, _ONCE if count == 1 else repeat((), count)))
             except IndexError:  # stop() took the rest meanwhile
                 pass
             left = set()

@@ -168,7 +168,9 @@ class ThreadTicket(BlockingTicket):
     def wait(self, timeout: float | None = None) -> bool:
         arrived = False
         try:
-            arrived = self.lock.acquire(True, -1 if timeout is None else min(timeout, _native.MAX_WAIT))
+            arrived = (
+                self.lock.acquire() if timeout is None else self.lock.acquire(True, min(timeout, _native.MAX_WAIT))
+            )
         finally:
             if not arrived:
                 self.leave()

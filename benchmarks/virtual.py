@@ -91,7 +91,7 @@ def simulate(
     events: list[tuple[float, int, str, Any]] = []
     push, pop = heapq.heappush, heapq.heappop
     stream = iter(arrivals)
-    queue: deque[tuple[float, bool, bool]] = deque()  # arrival; found the system idle; its caller comes back
+    queue: deque[tuple[float, bool]] = deque()  # arrival; whether its caller comes back
     free, hold, asked = workers, None, 0
     latencies: list[float] = []
     finished: list[float] = []
@@ -115,7 +115,7 @@ def simulate(
             free += 1
             if watched:
                 policy.finished(now, len(batch), duration, len(queue))
-            for arrived, _, returns in batch:
+            for arrived, returns in batch:
                 if returns:
                     push(events, (now + think(thinking), next(tick), "closed", None))
                 if now >= counted_from:
@@ -126,7 +126,7 @@ def simulate(
             if what != asked:  # of a hold that is over
                 continue
         else:
-            queue.append((now, free == workers and not queue, kind == "closed"))
+            queue.append((now, kind == "closed"))
             if kind == "open":
                 feed()
             if not free or (hold is not None and len(queue) < hold.wake_at):
@@ -134,8 +134,8 @@ def simulate(
         hold = None
         while free and queue:
             asked += 1
-            oldest, alone, _ = queue[0]
-            hold = policy.decide(now, len(queue), oldest, setting.max_size, queue[-1][0], alone)
+            oldest = queue[0][0]
+            hold = policy.decide(now, len(queue), oldest, setting.max_size, queue[-1][0])
             if hold is not None and hold.until <= now:  # its time is up, but for the rounding of floats
                 hold = None
             if hold is not None:
@@ -145,7 +145,7 @@ def simulate(
             free -= 1
             watched = policy.watch()
             if watched:
-                policy.cut(now, [arrived for arrived, _, _ in batch], len(queue))
+                policy.cut(now, [arrived for arrived, _ in batch], len(queue), setting.max_size)
             duration = setting.duration(len(batch)) if cost is None else cost(now, len(batch))
             duration *= max(0.5, rng.gauss(1.0, noise)) if noise else 1.0
             push(events, (now + duration, next(tick), "done", (batch, duration, watched)))
@@ -213,7 +213,7 @@ class Peer(Window):
     def watch(self) -> bool:
         return True
 
-    def cut(self, now: float, arrived: Any, queued: int) -> None:
+    def cut(self, now: float, arrived: Any, queued: int, max_size: int) -> None:
         self._next = None
 
 
@@ -257,13 +257,11 @@ class Cork(Peer):
         self._a = a
         self._wait = 0.0
 
-    def decide(
-        self, now: float, queued: int, oldest: float, max_size: int, newest: float = 0.0, alone: bool = False
-    ) -> Hold | None:
+    def decide(self, now: float, queued: int, oldest: float, max_size: int, newest: float = 0.0) -> Hold | None:
         if queued < max_size and queued * (now - newest + self.TICK + self._a) <= 0.95 * self._wait:
             return Hold(now + self.TICK, 1 << 60)
         return None
 
-    def cut(self, now: float, arrived: Any, queued: int) -> None:
+    def cut(self, now: float, arrived: Any, queued: int, max_size: int) -> None:
         mean = sum(now - at for at in arrived) / len(arrived)
         self._wait = 0.95 * self._wait + 0.05 * mean

@@ -163,9 +163,9 @@ def test_a_single_sequential_caller_is_never_held(workers, calls):
     policy, now = Adaptive(workers), 100.0
     for think, duration in calls:
         now += think + 1e-6
-        assert policy.decide(now, 1, now, 8, now, True) is None
+        assert policy.decide(now, 1, now, 8, now) is None
         if policy.watch():
-            policy.cut(now, [now], 0)
+            policy.cut(now, [now], 0, 8)
         now += duration
         if not policy.light or policy._busy:
             policy.finished(now, 1, duration, 0)
@@ -182,15 +182,15 @@ class AnyTraffic(RuleBasedStateMachine):
         self.max_size, self.steady = max_size, steady
         self.now = self.free_at = 1000.0
         self.free = workers
-        self.queue: deque[tuple[float, bool, int]] = deque()
+        self.queue: deque[tuple[float, int]] = deque()
         self.running: list[tuple[float, bool, int]] = []
         self.count = self.served = 0
 
     def look(self):
         while self.free and self.queue:
-            oldest, alone, _ = self.queue[0]
+            oldest = self.queue[0][0]
             bound = max(self.policy.cost.a, STAGGER * self.policy.load.duration / self.policy.workers)
-            hold = self.policy.decide(self.now, len(self.queue), oldest, self.max_size, self.queue[-1][0], alone)
+            hold = self.policy.decide(self.now, len(self.queue), oldest, self.max_size, self.queue[-1][0])
             if hold is not None:
                 assert len(self.queue) < hold.wake_at <= self.max_size
                 assert hold.until <= self.now + bound + 1e-9
@@ -198,20 +198,19 @@ class AnyTraffic(RuleBasedStateMachine):
                     assert self.now < hold.until <= max(oldest, self.free_at) + bound + 1e-9
                 return
             batch = [self.queue.popleft() for _ in range(min(len(self.queue), self.max_size))]
-            assert [number for _, _, number in batch] == list(range(self.served, self.served + len(batch)))
+            assert [number for _, number in batch] == list(range(self.served, self.served + len(batch)))
             self.served += len(batch)
             self.free -= 1
             watched = self.policy.watch()
             if watched:
-                self.policy.cut(self.now, [arrived for arrived, _, _ in batch], len(self.queue))
+                self.policy.cut(self.now, [arrived for arrived, _ in batch], len(self.queue), self.max_size)
             self.running.append((self.now, watched, len(batch)))
 
     @rule(count=st.integers(1, 12), step=st.sampled_from([0.0, 1e-5, 1e-3]))
     def submit(self, count, step):
         for _ in range(count):
             self.now += step
-            alone = not self.queue and not self.running
-            self.queue.append((self.now, alone, self.count))
+            self.queue.append((self.now, self.count))
             self.count += 1
             self.look()
 
@@ -257,11 +256,11 @@ TestAnyTraffic = AnyTraffic.TestCase
 TestAnyTraffic.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
 
 
-@given(st.floats(0, 1), st.floats(0, 1e6), st.floats(0, 2), st.integers(1, 9), st.booleans())
-def test_a_window_ignores_what_it_does_not_look_at(timeout, oldest, age, queued, alone):
-    """`timeout=t` is never exceeded, whoever came last, and whether or not the system was idle."""
+@given(st.floats(0, 1), st.floats(0, 1e6), st.floats(0, 2), st.integers(1, 9))
+def test_a_window_ignores_what_it_does_not_look_at(timeout, oldest, age, queued):
+    """`timeout=t` is never exceeded, whoever came last."""
     now = oldest + age
-    with_all = Window(timeout).decide(now, queued, oldest, 10, now, alone)
+    with_all = Window(timeout).decide(now, queued, oldest, 10, now)
     bare = Window(timeout).decide(now, queued, oldest, 10)
     assert (with_all is None) == (bare is None)
     assert with_all is None or with_all.until <= oldest + timeout
@@ -272,12 +271,12 @@ def test_the_first_batches_and_short_ones_are_greedy():
     policy, now, watched = Adaptive(), 0.0, 0
     for number in range(GREEDY_BATCHES + 160):
         now += 1.0
-        assert policy.decide(now, 1, now, 8, now, True) is None
+        assert policy.decide(now, 1, now, 8, now) is None
         if number <= GREEDY_BATCHES:
             assert policy.passive
         if policy.watch():
             watched += 1
-            policy.cut(now, [now], 0)
+            policy.cut(now, [now], 0, 8)
             policy.finished(now, 1, LIGHT / 10, 0)
     assert policy.light
     assert watched <= 2 + (GREEDY_BATCHES + 160) / SAMPLE
@@ -289,7 +288,7 @@ def test_a_handler_that_becomes_slow_is_learned_again():
     for number in range(3000):
         now += 1.0
         if policy.watch():
-            policy.cut(now, [now], 0)
+            policy.cut(now, [now], 0, 8)
             policy.finished(now, 1, 50e-6 if number < 200 else 5e-3, 0)
     assert not policy.light
 

@@ -39,7 +39,7 @@ EVIDENCE = 3
 class Bursts:
     """Learns which pause ends a burst."""
 
-    __slots__ = ("_end", "_first", "_gains", "_lonely", "_weight", "gap")
+    __slots__ = ("_first", "_gains", "_lonely", "_pending", "_weight", "gap")
 
     gap: float
     """g*: seconds without a submit that end a burst; 0.0 if it does not pay to wait for it."""
@@ -49,39 +49,48 @@ class Bursts:
         self._gains = [0.0] * len(GAPS)  # weighted sums of G
         self._weight = 0.0
         self._first: float | None = None  # arrival of an item that found the system idle
-        self._end: float | None = None  # the next completion after it
+        self._pending: list[tuple[float, float]] = []  # those not learned from, and the next completion after each
         self._lonely = 0  # the latest first items that nobody followed, in a row
 
     def first(self, arrived: float) -> None:
         """An item that had found the system idle was cut."""
-        self._first, self._end = arrived, None
+        self._first = arrived
 
     def finished(self, now: float) -> None:
         """A batch was completed: what comes from now on may come because of it, and follows nothing."""
-        if self._first is not None and self._end is None:
-            self._end = now
+        if self._first is not None:
+            self._pending.append((self._first, now))
+            self._first = None
+
+    def forget_pending(self) -> None:
+        """Nothing was recorded for a while."""
+        self._first = None
+        self._pending.clear()
 
     def learn(self, arrivals: Arrivals, cost: Cost, max_size: int) -> None:
-        """If one service time has passed since the first item, see what waiting would have brought."""
-        if self._first is None or self._end is None:
-            return
-        end = min(self._end, self._first + cost.a + cost.c)
-        if end > arrivals.until:
-            return
-        times = arrivals.times
-        start = bisect_right(times, self._first)
+        """See what waiting would have brought for the first items that came at least one service time ago."""
+        while self._pending:
+            first, end = self._pending[0]
+            end = min(end, first + cost.a + cost.c)
+            if end > arrivals.until:
+                return
+            del self._pending[0]
+            self._observe(first, end, arrivals.times, cost, max_size)
+
+    def _observe(self, first: float, end: float, times: list[float], cost: Cost, max_size: int) -> None:
+        start = bisect_right(times, first)
         stop = max(start, bisect_left(times, end))
         keep = 1.0 - FORGET
         self._weight = keep * self._weight + 1.0
         best, self_gap = (cost.a + cost.c) / 2, 0.0
-        at, last = start, self._first
+        at, last = start, first
         room = min(stop, start + max_size - 1)
         for index, share in enumerate(GAPS):
             gap = share * cost.a
             while at < room and times[at] - last <= gap:
                 last = times[at]
                 at += 1
-            wait = min(last - self._first + (0.0 if at - start == max_size - 1 else gap), cost.a)
+            wait = min(last - first + (0.0 if at - start == max_size - 1 else gap), cost.a)
             gathered, others = at - start, stop - at
             gain = gathered * (cost.a - wait + cost.c * others) - (wait + cost.c * gathered)
             gain -= OTHERS * others * wait
@@ -90,7 +99,6 @@ class Bursts:
                 best, self_gap = self._gains[index] / self._weight, gap
         self._lonely = self._lonely + 1 if stop == start else 0
         self.gap = self_gap if self._lonely < EVIDENCE else 0.0
-        self._first = None
 
     def _check(self) -> None:
         assert self.gap >= 0.0

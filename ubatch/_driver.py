@@ -139,7 +139,6 @@ class Driver:
         self._seat = NOBODY
         self._schedule = Fifo()
         self._counters = Counters()  # written by the worker alone
-        self._completed = float("-inf")  # when the worker's latest watched batch was; written by it alone
         self._given_up = Counters()  # what others count; guarded by _lock
         self._farewells: deque[Ticket] = deque()  # of those who wait until the worker has nothing left to do
         self._leaving: set[Seat] = set()  # tickets on other seats than _seat, for a fork to find
@@ -314,7 +313,7 @@ class Driver:
         except IndexError:
             return True
         now, queued = monotonic(), len(schedule.queue)
-        hold = policy.decide(now, queued, oldest, self._max_size, newest, oldest >= self._completed)
+        hold = policy.decide(now, queued, oldest, self._max_size, newest)
         if hold is None:
             return False
         seat.wake_at = hold.wake_at
@@ -347,7 +346,7 @@ class Driver:
         timed = watched or len(batch) > 1  # who wakes a single caller need not know how long it took
         began = monotonic() if timed else 0.0
         if watched:
-            policy.cut(began, [ticket.arrived for ticket in batch], len(self._schedule))
+            policy.cut(began, [ticket.arrived for ticket in batch], len(self._schedule), self._max_size)
         attempt = Attempt()
         args = kwargs = None
         sound = True
@@ -369,7 +368,6 @@ class Driver:
         if attempt.errors:
             counters.errors += attempt.errors
         if watched and self._seat is seat:  # measured: done after delivery it costs more, as callers wait for the GIL
-            self._completed = done
             policy.finished(done, len(batch), done - began, len(self._schedule), sound)
         deliver(batch, attempt.outcomes, done - began)
         seat.batch = []

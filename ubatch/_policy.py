@@ -40,6 +40,10 @@ STAGGER = 1.25
 ENOUGH = 1.1
 """Items at which it leaves before that, as a multiple of X·D/s. At 1 batches bunch again: many leave too early."""
 
+TOGETHER = 4
+"""Batches that are learned from together: code that is run once a batch finds the processor's caches cold, and
+callers wait for it."""
+
 _NEVER = float("-inf")
 
 
@@ -88,15 +92,13 @@ class Window:
         """Whether `cut` and `finished` are to be called for the batch that is taken now: never."""
         return False
 
-    def cut(self, now: float, arrived: Sequence[float], queued: int) -> None:
+    def cut(self, now: float, arrived: Sequence[float], queued: int, max_size: int) -> None:
         """See `Adaptive`."""
 
     def finished(self, now: float, size: int, duration: float, queued: int, ok: bool = True) -> None:
         """See `Adaptive`."""
 
-    def decide(
-        self, now: float, queued: int, oldest: float, max_size: int, newest: float = _NEVER, alone: bool = False
-    ) -> Hold | None:
+    def decide(self, now: float, queued: int, oldest: float, max_size: int, newest: float = _NEVER) -> Hold | None:
         """Say what a free worker does with `queued` >= 1 items, the oldest of which arrived at `oldest`.
 
         Args:
@@ -104,7 +106,7 @@ class Window:
             queued: items that are there.
             oldest: arrival of the oldest of them, on the clock of `now`.
             max_size: the largest batch, in items.
-            newest, alone: not looked at.
+            newest: not looked at.
 
         Returns:
             `None` to cut `min(queued, max_size)` items now, or how long to hold.
@@ -169,11 +171,11 @@ class Adaptive:
         self._completed = _NEVER
         self._released = 0
         self._left = 0
-        # the latest start: when, after which hold, of an item that was alone? was it time to gather?
+        # the latest start: when, after which hold? was it time to gather?
         self._started = _NEVER
         self._hold_time = 0.0
-        self._alone = False
         self._gathering = False
+        self._unread: list[tuple[float, int, float, int, float | None, bool]] = []  # what `_learn` is to learn from
         self._max_size = 1
 
     # -- decisions ----------------------------------------------------------------------------------------
@@ -194,18 +196,13 @@ class Adaptive:
         hold.wake_at = min(hold.wake_at, max_size)
         return hold
 
-    def decide(
-        self, now: float, queued: int, oldest: float, max_size: int, newest: float = _NEVER, alone: bool = False
-    ) -> Hold | None:
+    def decide(self, now: float, queued: int, oldest: float, max_size: int, newest: float = _NEVER) -> Hold | None:
         """See `Window.decide`.
 
         Args:
             now, queued, oldest, max_size: as there.
             newest: arrival of the item that came last.
-            alone: whether the oldest item found the system idle: nothing queued, no batch running.
         """
-        self._max_size = max_size
-        self._alone = alone
         if queued >= max_size:
             self.reason = "full"
             return None
@@ -217,7 +214,7 @@ class Adaptive:
         if now < bound:
             hold = (
                 self._for_returners(now, queued)
-                or (alone and self._for_followers(now, oldest, newest))
+                or (self._alone(oldest) and self._for_followers(now, oldest, newest, max_size))
                 or (self.stagger and self._for_its_turn(now, queued))
             )
             if hold:
@@ -227,6 +224,10 @@ class Adaptive:
                 return hold
         self.reason = self._why(now, queued)
         return None
+
+    def _alone(self, oldest: float) -> bool:
+        """Whether the oldest item found the system idle: nothing queued, no batch running."""
+        return not self._busy and oldest >= self._completed
 
     def _for_returners(self, now: float, queued: int) -> Hold | None:
         """R: until the expected number is back, or u* after the completion."""
@@ -245,7 +246,7 @@ class Adaptive:
     def _expected(self) -> int:
         return 0 if self.returns is None else ceil(self.returns.share * self._released - 1e-9)
 
-    def _for_followers(self, now: float, oldest: float, newest: float) -> Hold | None:
+    def _for_followers(self, now: float, oldest: float, newest: float, max_size: int) -> Hold | None:
         """I: until nothing has come for the gap, at most `a` after the first. Returners follow nobody."""
         if self.bursts is None or not self.bursts.gap or oldest <= self._completed + self._window():
             return None
@@ -253,7 +254,7 @@ class Adaptive:
         if now >= until:
             return None
         self._held = "burst"
-        return Hold(until, self._max_size)
+        return Hold(until, max_size)
 
     def _for_its_turn(self, now: float, queued: int) -> Hold | None:
         """S: until a little over a worker's share of the traffic is queued, or of the time has passed.
@@ -292,30 +293,30 @@ class Adaptive:
         self._skip = (self._skip + 1) % SAMPLE
         return self._skip == 0
 
-    def cut(self, now: float, arrived: Sequence[float], queued: int) -> None:
+    def cut(self, now: float, arrived: Sequence[float], queued: int, max_size: int) -> None:
         """A batch was taken.
 
         Args:
             now: monotonic time, in seconds.
             arrived: arrivals of its items, at least one, in about their order.
             queued: items left behind.
+            max_size: the largest batch, in items.
         """
         oldest = arrived[0]
         if self._busy >= self.workers:  # a batch was given up, its worker never came back
             self._busy = self._running = 0
-        self._busy += 1
-        self._running += len(arrived)
         if not self.light:
             self.arrivals.cut(now, arrived, queued)
             window = self._window()
-            if self.bursts is not None and self._alone and oldest > self._completed + window:
-                self.bursts.learn(self.arrivals, self.cost, self._max_size)  # of the one before
+            if self.bursts is not None and oldest > self._completed + window and self._alone(oldest):
                 self.bursts.first(oldest)
             self._gathering = window > 0.0
             self._hold_time = max(now - max(oldest, self._idle_since), 0.0)
+        self._busy += 1
+        self._running += len(arrived)
         self._started = now
-        self._alone = False
         self._held = None
+        self._max_size = max_size
 
     def finished(self, now: float, size: int, duration: float, queued: int, ok: bool = True) -> None:
         """A batch's handler returned; its callers are about to be woken.
@@ -331,37 +332,50 @@ class Adaptive:
             self._idle_since = now
         self._busy = max(self._busy - 1, 0)
         self._running = max(self._running - size, 0)
-        cost = self.cost
-        if ok:
-            cost.update(size, duration)
-        if self.light or (cost.batches and cost.a < LIGHT):
-            self._lighten(cost.a < LIGHT * HEAVIER)
-        else:
-            self.passive = cost.batches < GREEDY_BATCHES
         self._completed, self._released, self._left = now, size, queued
-        if self.light:
-            return
-        self.load.finished(now, size, duration, size + queued + self._running)
-        present = self.load.present
-        if self.guard is not None:
-            greedy = min(self._max_size, max(1.0, present / (self.workers + 1)))
-            expected = self._hold_time + cost.predict(size)  # one slow batch would say nothing about the hold
-            self.guard.finished(self._gathering, size, expected, cost.a / greedy + cost.c)
-        if self.returns is not None:
-            self.returns.finished(now, size)
-            if self.returns.learn(self.arrivals, cost.a):
-                self.returns.choose(cost.a, present, self.workers, self._max_size)
         if self.bursts is not None:
             self.bursts.finished(now)
+        held = self._hold_time if self._gathering else None
+        self._unread.append((now, size, duration, size + queued + self._running, held, ok))
+        if len(self._unread) >= TOGETHER or self.light or self.cost.batches < GREEDY_BATCHES:
+            self._learn()
+
+    def _learn(self) -> None:
+        """Learn from the completions that have not been learned from."""
+        unread, self._unread = self._unread, []
+        cost, load, guard, returns = self.cost, self.load, self.guard, self.returns
+        for _, size, duration, _, _, ok in unread:
+            if ok:
+                cost.update(size, duration)
+        if self.light or (cost.batches and cost.a < LIGHT):
+            self._lighten(cost.a < LIGHT * HEAVIER)
+        if self.light:
+            return
+        for now, size, duration, present, held, _ in unread:
+            load.finished(now, size, duration, present)
+            if guard is not None:
+                greedy = min(self._max_size, max(1.0, load.present / (self.workers + 1)))
+                expected = (held or 0.0) + cost.predict(size)  # one slow batch would say nothing about the hold
+                guard.finished(held is not None, size, expected, cost.a / greedy + cost.c)
+            if returns is not None:
+                returns.finished(now, size)
+        if returns is not None and returns.learn(self.arrivals, cost.a):
+            returns.choose(cost.a, load.present, self.workers, self._max_size)
+        if self.bursts is not None:
             self.bursts.learn(self.arrivals, cost, self._max_size)
+        waits = self._window() or self.stagger or (self.bursts is not None and self.bursts.gap)
+        self.passive = not waits or cost.batches < GREEDY_BATCHES
+        if self.passive:
+            self.reason = "idle"
 
     def _lighten(self, light: bool) -> None:
         """Go over to serving greedily, or come back from it; then what was seen before is no history of now."""
         if not light:
             self.load = Load()
             self.arrivals = Arrivals()
-            if self.returns is not None:
-                self.returns.forget_pending()
+            for part in (self.returns, self.bursts):
+                if part is not None:
+                    part.forget_pending()
         self.light = self.passive = light
         self.reason = "idle"
 

@@ -142,7 +142,9 @@ def relative_cost(share: float, wait: float, present: float, workers: int, max_s
     if greedy >= max_size:
         return 1.0 + wait
     gathered = present / (workers + 1 - share)
-    return (1.0 + wait) * greedy / (gathered if gathered < max_size else max_size)
+    if gathered <= 1.0:  # a batch has at least one item
+        return 1.0 + wait
+    return (1.0 + wait) * (greedy if greedy > 1.0 else 1.0) / (gathered if gathered < max_size else max_size)
 
 
 class Guard:

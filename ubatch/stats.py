@@ -107,7 +107,7 @@ class Counters:
     __slots__ = ("cancelled", "cuts", "dropped", "errors", "items")
 
     def __init__(self) -> None:
-        self.cuts = dict.fromkeys(REASONS, 0)
+        self.cuts: dict[str, int] = dict.fromkeys(REASONS, 0)
         self.cancelled = 0
         self.dropped = 0
         self.errors = 0

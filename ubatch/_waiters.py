@@ -332,7 +332,13 @@ class LoopTicket(Ticket):
     __slots__ = ("future", "home")
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], loop: asyncio.AbstractEventLoop) -> None:
-        Ticket.__init__(self, args, kwargs)
+        # Ticket's fields here as well, as in ThreadTicket
+        self.args = args
+        self.kwargs = kwargs
+        self.call = None
+        self.left = False
+        self.outcome = PENDING
+        self.arrived = monotonic()
         self.home = loop
         self.future: asyncio.Future[Any] = loop.create_future()
 
@@ -359,9 +365,10 @@ class LoopTicket(Ticket):
 
 def _resolve(tickets: Sequence[LoopTicket]) -> None:
     for ticket in tickets:
-        future, outcome = ticket.future, ticket.outcome
+        future = ticket.future
         if ticket.left or future.done():  # nobody waits for it any more
             continue
+        outcome = ticket.outcome
         if isinstance(outcome, BaseException):
             future.set_exception(outcome)
         else:

@@ -235,12 +235,8 @@ class UBatch(Driver, Generic[T, U]):
         ticket = LoopTicket(args, kwargs, asyncio.get_running_loop())
         try:
             self._put(ticket)
-        except BaseException:
-            self._leave([ticket])
-            raise
-        try:
             return await ticket.future
-        except (asyncio.CancelledError, GeneratorExit):
+        except BaseException:  # cancelled, for one; if it has an outcome, leaving does no harm
             self._leave([ticket])
             raise
         finally:

@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     add("--cache", type=Path, default=CACHE, metavar="DIR", help=f"where contenders are installed ({CACHE})")
     add("--sweep", action="store_true", help="find the peers' best settings instead, and write sweep.json")
     add("--report", action="store_true", help="only redraw the table and the plots from the files")
-    add("--readme", action="store_true", help="also put the main table and a plot into README.md")
+    add("--readme", action="store_true", help="also put the main table into README.md")
     add("--list", action="store_true", help="only show what would be measured")
     return parser
 

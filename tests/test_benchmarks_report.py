@@ -237,7 +237,7 @@ def test_the_readme_is_replaced_between_its_markers_only(folder: Path, tmp_path:
     report(folder, readme, Console(file=io.StringIO()))
     once = readme.read_text()
     assert once.startswith(f"before\n\n{BEGIN}\n") and once.endswith(f"\n{END}\n\nafter\n")
-    assert "old" not in once and "](results/throughput.png)" in once and "](results/table.md)" in once
+    assert "old" not in once and "](results/table.md)" in once
     report(folder, readme, Console(file=io.StringIO()))
     assert readme.read_text() == once
     assert not write_readme(readme, once.partition(BEGIN)[2].partition(END)[0].strip())

@@ -48,7 +48,7 @@ def report(folder: Path, readme: Path | None = None, console: Console | None = N
 
     Args:
         folder: with the results.
-        readme: a file whose marked part is to show the main table and a plot; `None` for none.
+        readme: a file whose marked part is to show the main table; `None` for none.
         console: where the summary goes; by default standard output.
 
     Returns:
@@ -63,8 +63,7 @@ def report(folder: Path, readme: Path | None = None, console: Console | None = N
     (folder / "table.md").write_text(markdown(results, judged, plots), encoding="utf-8")
     if readme is not None:
         near = Path(os.path.relpath(folder, readme.parent)).as_posix()
-        plot = "throughput.png" if "throughput.png" in plots else next(iter(plots), "")
-        write_readme(readme, block(results, judged, plot and f"{near}/{plot}", f"{near}/table.md"))
+        write_readme(readme, block(results, judged, f"{near}/table.md"))
     summary(results, judged, console or Console())
     return judged
 

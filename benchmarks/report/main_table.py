@@ -133,14 +133,13 @@ def _value(cell: Cell, row: Row, name: str) -> str:
     return shown(cell.entries[name].median(row.figure), FIGURES[row.figure].unit)
 
 
-def block(results: Results, judged: Sequence[Judged], plot: str, full: str) -> str:
-    """What README.md shows: the main table, a plot, and what they were measured with.
+def block(results: Results, judged: Sequence[Judged], full: str) -> str:
+    """What README.md shows: the main table and what it was measured with.
 
     Args:
         results: what was measured.
         judged: the targets.
-        plot: the picture's address, as README.md sees it; empty for none.
-        full: the address of the whole report.
+        full: the address of the whole report, as README.md sees it.
     """
     facts = results.facts()
     versions = [
@@ -162,10 +161,7 @@ def block(results: Results, judged: Sequence[Judged], plot: str, full: str) -> s
     link = (
         f"All cells with the spread of their rounds, settings, targets and every case that is lost: [table.md]({full})."
     )
-    parts = [main_table(results, judged), f"{words}\nTargets: {counted or 'none'}. {link}"]
-    if plot:
-        parts.append(f"![Throughput over the ideal against the number of callers]({plot})")
-    return "\n\n".join(parts)
+    return f"{main_table(results, judged)}\n\n{words}\nTargets: {counted or 'none'}. {link}"
 
 
 def write_readme(readme: Path, text: str) -> bool:

@@ -53,11 +53,11 @@ def create_app(index: Index, batch: UBatch[Query, list[Hit]] | None = None) -> F
 
     @app.get("/")
     def page() -> str:
-        answer = None
+        answered = None
         if request.query_string:
             query = read_question(request.query_string)
-            answer = answer(query, batch.ubatch(query))
-        return render_template("page.html", entries=len(index.entries), answer=answer)
+            answered = answer(query, batch.ubatch(query))
+        return render_template("page.html", entries=len(index.entries), answer=answered)
 
     @app.errorhandler(BadQuestionError)
     def bad_question(error: BadQuestionError) -> tuple[Response, int]:

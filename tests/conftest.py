@@ -14,6 +14,7 @@ this process instead:
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import gc
@@ -26,9 +27,10 @@ import textwrap
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import hypothesis
 import pytest
@@ -222,3 +224,37 @@ def uvloop() -> ModuleType:
     module: ModuleType = pytest.importorskip("uvloop")
     module.new_event_loop().close()
     return module
+
+
+@pytest.fixture(scope="session")
+def _uvloop_is_open(request: pytest.FixtureRequest) -> None:
+    """What uvloop opens once, if it is there, is open before the test begins."""
+    with contextlib.suppress(pytest.skip.Exception):
+        request.getfixturevalue("uvloop")
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(
+    request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture, _uvloop_is_open: None
+) -> Iterator[Callable[..., Any]]:
+    """Run a coroutine in a fresh event loop in debug mode. Nothing may be logged by the loop."""
+    new_loop = asyncio.new_event_loop
+    if request.param == "uvloop":
+        new_loop = request.getfixturevalue("uvloop").new_event_loop
+
+    def run(main: Callable[[], Coroutine[Any, Any, Any]], *, timeout: float = 2 * PATIENCE) -> Any:
+        loop = new_loop()
+        loop.set_debug(True)
+        loop.slow_callback_duration = 2 * PATIENCE
+        try:
+            return loop.run_until_complete(asyncio.wait_for(main(), timeout))
+        finally:
+            with contextlib.suppress(BaseException):
+                for task in asyncio.all_tasks(loop):
+                    task.cancel()
+                loop.run_until_complete(asyncio.sleep(0))
+            loop.close()
+
+    yield run
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []

@@ -19,40 +19,6 @@ from ubatch import HandlerFailed, Stopped, UBatch, WorkerDied
 
 PATIENCE = 10.0  # seconds; what takes longer never ends
 
-Main = Callable[[], Coroutine[Any, Any, Any]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _uvloop_is_open(request: pytest.FixtureRequest) -> None:
-    """What uvloop opens once is open before any test begins."""
-    with contextlib.suppress(pytest.skip.Exception):
-        request.getfixturevalue("uvloop")
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., Any]]:
-    """Run a coroutine in a fresh event loop in debug mode. Nothing may be logged by the loop."""
-    new_loop = asyncio.new_event_loop
-    if request.param == "uvloop":
-        new_loop = request.getfixturevalue("uvloop").new_event_loop
-
-    def run(main: Main, *, timeout: float = PATIENCE) -> Any:
-        loop = new_loop()
-        loop.set_debug(True)
-        loop.slow_callback_duration = PATIENCE
-        try:
-            return loop.run_until_complete(asyncio.wait_for(main(), timeout))
-        finally:
-            with contextlib.suppress(BaseException):
-                for task in asyncio.all_tasks(loop):
-                    task.cancel()
-                loop.run_until_complete(asyncio.sleep(0))
-            loop.close()
-
-    yield run
-    gc.collect()
-    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
-
 
 class Gate:
     """A handler that records its batches and, while it is shut, keeps them waiting."""

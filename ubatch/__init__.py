@@ -1,7 +1,7 @@
 """ubatch turns a function that is fast on a batch into one that many callers can call with a single item."""
 
 from .core import UBatch
-from .decorators import ubatch_decorator
+from .decorators import dynamically, ubatch_decorator
 from .errors import (
     BadBatchOutputSize,
     DeadlineExceeded,
@@ -30,5 +30,19 @@ __all__ = [
     "UBatchError",
     "WorkerDied",
     "__version__",
+    "dynamically",
     "ubatch_decorator",
 ]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from . import aio as aio
+else:
+
+    def __getattr__(name):
+        """`ubatch.aio` brings asyncio along: it is loaded at first use."""
+        if name == "aio":
+            from importlib import import_module
+
+            return import_module(".aio", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
         arrived: float
         """Monotonic time of its arrival, in seconds."""
-        left: bool
-        """Whether its caller is gone; final once it is true."""
+
+        @property
+        def left(self) -> bool:
+            """Whether its caller is gone; final once it is true."""
+            ...
 
         def claim(self) -> bool:
             """Take the item for the handler; `False` if its caller left before. Called once."""

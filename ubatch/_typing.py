@@ -10,7 +10,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from typing import Any, Concatenate, Protocol, TypeAlias
     from typing import Generic as Generic
     from typing import ParamSpec as ParamSpec
@@ -30,6 +30,15 @@ if TYPE_CHECKING:
 
     Handler: TypeAlias = Callable[Concatenate[list[T], ...], Results[U]]
     """`handler(list of items, ...)`; with several arguments per call, a list for each."""
+
+    Method: TypeAlias = Callable[Concatenate[Any, list[T], ...], Results[U]]
+    """A handler as a method, unbound."""
+
+    AnyHandler: TypeAlias = Callable[Concatenate[list[T], ...], Results[U] | Awaitable[Results[U]]]
+    """A handler that may be a coroutine function."""
+
+    AnyMethod: TypeAlias = Callable[Concatenate[Any, list[T], ...], Results[U] | Awaitable[Results[U]]]
+    """Such a handler as a method, unbound."""
 
     class Face(Protocol[T_contra, U_co]):
         """A way to call a batcher with one item. The arguments after the first have no types of their own."""

@@ -373,3 +373,18 @@ def _resolve(tickets: Sequence[LoopTicket]) -> None:
             future.set_exception(outcome)
         else:
             future.set_result(outcome)
+
+
+async def outcomes_of(futures: Sequence[asyncio.Future[Any]]) -> list[Any]:
+    """Wait for all; then raise the first error among them, in order, if there is one, else return the results."""
+    import asyncio
+
+    if futures:
+        await asyncio.wait(futures)
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    if errors:
+        try:
+            raise errors[0]
+        finally:
+            del error, errors, futures  # the traceback refers to this frame: no cycle through it
+    return [future.result() for future in futures]

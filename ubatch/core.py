@@ -5,21 +5,20 @@ Everything that happens between threads is in `_driver`; this file checks argume
 
 from __future__ import annotations
 
-import math
-import operator
-
 from . import _native
 from ._binding import Binder, is_coroutine_function
 from ._driver import Driver
 from ._native import get_ident
-from ._policy import Adaptive, Window
+from ._options import checked_max_size, checked_name, checked_timeout, policy_for
+from ._streams import astream, checked_ahead, stream
 from ._typing import Generic, TypeVar, overload
-from ._waiters import BlockingTicket, HubTicket, LoopTicket, ThreadTicket
+from ._waiters import BlockingTicket, HubTicket, LoopTicket, ThreadTicket, outcomes_of
 from .errors import HandlerAlreadySet, HandlerNotSet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    import asyncio
+    from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
     from concurrent.futures import Future
     from types import TracebackType
     from typing import Any
@@ -65,14 +64,12 @@ class UBatch(Driver, Generic[T, U]):
         handler: Handler[T, U] | None = None,
         name: str | None = None,
     ) -> None:
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"name must be a string, not {name!r}")
         from ._future import FutureTicket  # not in submit(), which a signal handler or a __del__ may call at any time
 
         self._future = FutureTicket
-        self._given_name = name
-        self._timeout = _checked_timeout(timeout)
-        super().__init__(name or "ubatch", _checked_max_size(max_size), _policy(self._timeout))
+        self._given_name = checked_name(name)
+        self._timeout = checked_timeout(timeout)
+        super().__init__(name or "ubatch", checked_max_size(max_size), policy_for(self._timeout))
         if handler is not None:
             self.set_handler(handler)
             self._started = True
@@ -135,13 +132,13 @@ class UBatch(Driver, Generic[T, U]):
         Raises:
             ValueError: `timeout` is negative or not a number.
         """
-        return self._stop(drain, _checked_timeout(timeout))
+        return self._stop(drain, checked_timeout(timeout))
 
     async def astop(self, drain: bool = True, timeout: float | None = None) -> bool:
         """`stop` for coroutines: the event loop runs on meanwhile. Cancelling it cancels the waiting alone."""
         import asyncio
 
-        timeout = _checked_timeout(timeout)
+        timeout = checked_timeout(timeout)
         self._close(drain)
         if self._cannot_wait():
             return False
@@ -285,18 +282,48 @@ class UBatch(Driver, Generic[T, U]):
         tickets = [LoopTicket(args, {}, loop) for args in zip(items, *more, strict=False)]
         try:
             self._put_all(tickets)
-            if tickets:
-                await asyncio.wait([ticket.future for ticket in tickets])
+            return await outcomes_of([ticket.future for ticket in tickets])
         except BaseException:
             self._leave(tickets)
             raise
-        errors = [error for ticket in tickets if (error := ticket.future.exception()) is not None]
-        if errors:
-            try:
-                raise errors[0]
-            finally:
-                del error, errors, tickets  # the traceback refers to this frame: no cycle through it
-        return [ticket.future.result() for ticket in tickets]
+        finally:
+            del tickets  # the traceback refers to this frame: no cycle through it
+
+    def stream(self, items: Iterable[T], /, *, ahead: int | None = None) -> Iterator[U]:
+        """Results in the order of the items, as they come: `for result in batcher.stream(items)`.
+
+        Args:
+            items: any iterable, also an endless one: it is read as far as is needed, by whoever asks for results.
+            ahead: how many items may be in flight, at least 1; by default two batches.
+
+        Returns:
+            An iterator of one result for each item. The first item that fails ends it with its error, and drops
+            those behind it that no batch has yet; so does closing the iterator.
+
+        Raises:
+            TypeError, ValueError: `ahead` is not as described.
+            Exception: as `ubatch`, when the item's turn comes.
+        """
+        ahead = checked_ahead(ahead, 2 * self._max_size)
+        if get_ident() == self._seat.thread:
+            raise self._own_worker()
+        return stream(self.submit, items, ahead)
+
+    def astream(self, items: Iterable[T] | AsyncIterable[T], /, *, ahead: int | None = None) -> AsyncIterator[U]:
+        """`stream` for coroutines: `async for result in batcher.astream(items)`; `items` may be asynchronous."""
+        ahead = checked_ahead(ahead, 2 * self._max_size)
+        if get_ident() == self._seat.thread:
+            raise self._own_worker()
+        return astream(self._asubmit, items, ahead)
+
+    def _asubmit(self, item: T) -> asyncio.Future[U]:
+        """Hand over an item; a future of the running loop, whose `cancel` drops the item if it can."""
+        import asyncio
+
+        ticket = LoopTicket((item,), {}, asyncio.get_running_loop())
+        self._put(ticket)
+        ticket.future.add_done_callback(lambda future: self._leave([ticket]) if future.cancelled() else None)
+        return ticket.future
 
     # -- looking at it ------------------------------------------------------------------------------------
 
@@ -322,7 +349,7 @@ class UBatch(Driver, Generic[T, U]):
 
     @max_size.setter
     def max_size(self, max_size: int) -> None:
-        self._max_size = _checked_max_size(max_size)
+        self._max_size = checked_max_size(max_size)
         self._reconsider()
 
     @property
@@ -332,8 +359,8 @@ class UBatch(Driver, Generic[T, U]):
 
     @timeout.setter
     def timeout(self, timeout: float | None) -> None:
-        self._timeout = _checked_timeout(timeout)
-        self._policy = _policy(self._timeout)
+        self._timeout = checked_timeout(timeout)
+        self._policy = policy_for(self._timeout)
         self._reconsider()
 
     def __repr__(self) -> str:
@@ -351,25 +378,3 @@ class UBatch(Driver, Generic[T, U]):
 
     def __reduce__(self) -> Any:
         raise TypeError(f"{self!r} cannot be copied or pickled: it has a thread; make one where it is needed")
-
-
-def _checked_max_size(max_size: int) -> int:
-    if isinstance(max_size, bool) or not hasattr(max_size, "__index__"):
-        raise TypeError(f"max_size must be an integer, not {max_size!r}")
-    if operator.index(max_size) < 1:
-        raise ValueError(f"max_size must be at least 1 item, not {max_size!r}")
-    return operator.index(max_size)
-
-
-def _checked_timeout(timeout: float | None) -> float | None:
-    if timeout is None:
-        return None
-    if isinstance(timeout, bool) or not hasattr(timeout, "__float__"):
-        raise TypeError(f"timeout must be None or a number of seconds, not {timeout!r}")
-    if math.isnan(timeout) or timeout < 0:
-        raise ValueError(f"timeout must be None or at least 0 seconds, not {timeout!r}")
-    return float(timeout)
-
-
-def _policy(timeout: float | None) -> Window | Adaptive:
-    return Adaptive() if timeout is None else Window(timeout)

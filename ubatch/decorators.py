@@ -1,12 +1,16 @@
-"""`ubatch_decorator`: a batch function that can also be called with single items.
+"""`ubatch_decorator`: a batch function that can also be called with single items. `dynamically`: the call itself is.
 
-The decorated name stays the plain function; beside it stand the faces of a batcher. On a method there is one
-batcher for each instance, on a classmethod one for each class; it is made at first use, once however many threads
-come first, and goes with its owner.
+With `ubatch_decorator` the decorated name stays the plain function; beside it stand the faces of a batcher. With
+`dynamically` it is called with one item, or with a list of them. On a method there is one batcher for each
+instance, on a classmethod one for each class; it is made at first use, once however many threads come first, and
+goes with its owner.
 
 Where it is kept: in the `__dict__` of the instance or class, under a key of the descriptor's own, so an overriding
 method has another. `copy` and `pickle` take the entry along, but it says whose it is: a copy finds that the entry
 is not its own and makes a fresh batcher, and the entry pickles to nothing.
+
+How it is made: `Decorated` and `Bound` are what every decorated function and every method bound to its owner have
+in common, whatever kind of batcher is behind it; the faces are theirs by inheritance. `aio` makes its own of them.
 """
 
 from __future__ import annotations
@@ -24,11 +28,11 @@ from .core import UBatch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
     from concurrent.futures import Future
     from typing import Any, Concatenate
 
-    from ._typing import Face, Handler
+    from ._typing import Face, Handler, Method
     from .stats import Stats
 
 P = ParamSpec("P")
@@ -68,35 +72,191 @@ def ubatch_decorator(max_size: Any = 64, timeout: float | None = None, *, name: 
             function is for `ubatch.aio`). Also, when the class is made, for `@classmethod` outside the decorator
             (Python before 3.12 wraps it in a `RuntimeError`).
     """
-    options: dict[str, Any] = {"timeout": timeout, "name": name}
-    bare = callable(max_size) or isinstance(max_size, (classmethod, staticmethod))
+    return decorate(BatchedFunction, max_size, {"timeout": timeout, "name": name}, sys._getframe(1))
+
+
+@overload
+def dynamically(function: Handler[T, U], /) -> DynamicFunction[T, U]: ...
+@overload
+def dynamically(function: Method[T, U], /) -> DynamicFunction[T, U]: ...
+@overload
+def dynamically(max_size: int = 64, timeout: float | None = None, *, name: str | None = None) -> DynamicDecorator: ...
+def dynamically(max_size: Any = 64, timeout: float | None = None, *, name: str | None = None) -> Any:
+    """Batch the calls of a batch function themselves: `f(x)` gives one result, `f([x, y])` a list of them.
+
+    Used bare, `@dynamically`, or with options, `@dynamically(max_size=5, timeout=0.01)`. A call takes exactly one
+    positional argument; a `list` means many items (one that is itself a list goes through `f.ubatch`), which are
+    spread over as many batches as it takes; their results come back in order. `await f.acall(...)` is the same for
+    coroutines. The faces of `ubatch_decorator` are there too; the plain function is `f.__wrapped__`. Arguments,
+    errors, methods, pickling: as with `ubatch_decorator`.
+    """
+    return decorate(DynamicFunction, max_size, {"timeout": timeout, "name": name}, sys._getframe(1))
+
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class DynamicDecorator(Protocol):
+        """`dynamically` with options."""
+
+        @overload
+        def __call__(self, function: Handler[T, U], /) -> DynamicFunction[T, U]: ...
+        @overload
+        def __call__(self, function: Method[T, U], /) -> DynamicFunction[T, U]: ...
+
+
+def decorate(family: type[Decorated], first: Any, options: dict[str, Any], frame: types.FrameType) -> Any:
+    """What a decorator returns that was called with `first`.
+
+    Args:
+        family: what it makes of a function.
+        first: the decorator's first argument: the function to decorate, or `max_size`.
+        options: the batcher's other options.
+        frame: where the decorator was called.
+
+    Raises:
+        TypeError, ValueError: an option is not as it must be, or the function is not one that can be decorated.
+    """
+    bare = callable(first) or isinstance(first, (classmethod, staticmethod))
     if not bare:
-        options["max_size"] = max_size
-    UBatch(**options)  # a wrong option is told here, where it stands
+        options["max_size"] = first
+    family.batcher_type(**options)  # a wrong option is told here, where it stands
     if bare:
-        return _decorate(max_size, options, sys._getframe(1))
+        return _decorate(family, first, options, frame)
 
     def decorator(function: Any) -> Any:
-        return _decorate(function, options, sys._getframe(1))
+        return _decorate(family, function, options, sys._getframe(1))
 
     return decorator
 
 
-def _decorate(function: Any, options: dict[str, Any], frame: types.FrameType) -> BatchedFunction[Any]:
-    kind: type[BatchedFunction[Any]] = BatchedFunction
-    given = function
-    if isinstance(given, classmethod):
-        function, kind = function.__func__, BatchedClassMethod
-    elif isinstance(given, staticmethod):
-        function, kind = function.__func__, BatchedStaticMethod
+def _decorate(family: type[Decorated], given: Any, options: dict[str, Any], frame: types.FrameType) -> Decorated:
+    function = given.__func__ if isinstance(given, (classmethod, staticmethod)) else given
     if not callable(function):
-        raise TypeError(f"ubatch_decorator decorates functions, not {function!r}")
-    if is_coroutine_function(function):
+        raise TypeError(f"{family.decorator} decorates functions, not {function!r}")
+    if is_coroutine_function(function) and family.batcher_type is UBatch:
         raise TypeError(f"{function!r} is a coroutine function, which is for ubatch.aio, not for a thread")
-    decorated: BatchedFunction[Any] = kind(function, options)
+    decorated = family(function, options, type(given))
     if "__module__" in frame.f_locals and "__qualname__" in frame.f_locals:  # a class body
         _OrderCheck.put(decorated, frame.f_locals)
     return decorated
+
+
+class Decorated:
+    """A decorated function: what it has in common whatever is made of its calls; and a descriptor for methods."""
+
+    batcher_type: Any = UBatch
+    bound_type: type[Bound]
+    decorator = "ubatch_decorator"
+    __wrapped__: Callable[..., Any]
+
+    def __init__(self: Any, function: Callable[..., Any], options: dict[str, Any], kind: type) -> None:
+        functools.update_wrapper(self, function)
+        if not hasattr(self, "__qualname__"):  # functools.partial and other callable objects
+            self.__name__ = self.__qualname__ = type(function).__qualname__
+        self._options = options
+        self._key = f"__ubatch_{next(_numbers)}_{self.__name__}"
+        self._kind = kind  # `classmethod`, `staticmethod`, or another type
+        self._is_method = False
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        # a function made elsewhere that a class body gives a second name stays a function
+        self._is_method |= getattr(self, "__qualname__", None) == f"{owner.__qualname__}.{name}"
+
+    if not TYPE_CHECKING:  # to checkers each kind has its own
+
+        def __get__(self, instance, owner=None, /):
+            if self._kind is staticmethod:
+                return self
+            if self._kind is classmethod:
+                return self.bound_type(self, type(instance) if owner is None else owner)
+            return self if instance is None else self.bound_type(self, instance)
+
+        @property
+        def batcher(self):
+            """The function's batcher; made at first use.
+
+            Raises:
+                TypeError: it is a method; only an instance, or a class, has a batcher.
+            """
+            if self._kind is classmethod:
+                raise TypeError(f"{self.__qualname__} is a classmethod: its batchers belong to classes")
+            if self._is_method and self._kind is not staticmethod:
+                raise TypeError(f"{self.__qualname__} is a method: its batchers belong to instances, or to classes")
+            return self._batcher_of(self, self.__wrapped__)
+
+    def _batcher_of(self, owner: Any, handler: Callable[..., Any]) -> Any:
+        entries = getattr(owner, "__dict__", None)
+        if entries is None:
+            raise TypeError(
+                f"{type(owner).__qualname__} has __slots__ without '__dict__', so there is no room for the batcher "
+                f"of {self.__qualname__}; add '__dict__' to its __slots__"
+            )
+        entry = entries.get(self._key)
+        if type(entry) is _Entry and entry.owner is owner:
+            return entry.batcher
+        with _making:
+            entry = entries.get(self._key)
+            if type(entry) is not _Entry or entry.owner is not owner:
+                entry = _Entry(owner, self.batcher_type(handler=handler, **self._options))
+                if isinstance(owner, type):
+                    type.__setattr__(owner, self._key, entry)
+                else:
+                    entries[self._key] = entry
+            return entry.batcher
+
+    def __reduce__(self) -> str:
+        return self.__qualname__
+
+    def __repr__(self) -> str:
+        return f"<{self.decorator} of {self.__wrapped__!r}>"
+
+
+class Bound:
+    """A decorated method bound to its instance, or a decorated classmethod bound to its class."""
+
+    __slots__ = ("__func__", "__self__")
+
+    def __init__(self, function: Decorated, owner: Any) -> None:
+        self.__func__ = function
+        self.__self__ = owner
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        return types.MethodType(self.__func__.__wrapped__, self.__self__)
+
+    if not TYPE_CHECKING:  # to checkers the batcher has a type, and a misspelt face is a mistake
+
+        @property
+        def batcher(self):
+            """The batcher of this instance or class; made at first use.
+
+            Raises:
+                TypeError: the instance has `__slots__` without room for it.
+            """
+            return self.__func__._batcher_of(self.__self__, self.__wrapped__)
+
+        def __getattr__(self, name):
+            return getattr(self.__func__, name)  # __name__ and the like
+
+    def __init_subclass__(cls) -> None:
+        cls.__doc__ = property(_doc)  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Bound) and self.__self__ is other.__self__ and self.__func__ is other.__func__
+
+    def __hash__(self) -> int:
+        return hash((id(self.__self__), id(self.__func__)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.__self__, self.__func__.__name__)
+
+    def __repr__(self) -> str:
+        return f"<{self.__func__.decorator} of {self.__wrapped__!r}>"
+
+
+def _doc(bound: Bound) -> str | None:
+    return bound.__func__.__doc__
 
 
 class _Faces(Generic[F_co]):
@@ -104,15 +264,14 @@ class _Faces(Generic[F_co]):
 
     __slots__ = ()
 
-    __call__: F_co
-    """The plain function."""
-    __name__: str
-    __qualname__: str
+    if TYPE_CHECKING:
 
-    @property
-    def batcher(self: _Faces[Handler[T, U]]) -> UBatch[T, U]:
-        """The batcher behind the faces; made at first use."""
-        raise NotImplementedError
+        @property
+        def __name__(self) -> str: ...
+        @property
+        def __qualname__(self) -> str: ...
+        @property
+        def batcher(self: _Faces[Handler[T, U]]) -> UBatch[T, U]: ...
 
     @property
     def stats(self: _Faces[Any]) -> Stats:
@@ -142,153 +301,102 @@ class _Faces(Generic[F_co]):
         """`map` for coroutines; see `UBatch.amap`."""
         return await self.batcher.amap(items, *more)
 
+    def stream(self: _Faces[Handler[T, U]], items: Iterable[T], /, *, ahead: int | None = None) -> Iterator[U]:
+        """Results in order, as they come; see `UBatch.stream`."""
+        return self.batcher.stream(items, ahead=ahead)
 
-class BatchedFunction(_Faces[F_co]):
-    """What `ubatch_decorator` makes: the plain function, the faces, and a descriptor for methods."""
-
-    __wrapped__: Callable[..., Any]
-
-    def __init__(self: BatchedFunction[Any], function: Callable[..., Any], options: dict[str, Any]) -> None:
-        functools.update_wrapper(self, function)
-        if not hasattr(self, "__qualname__"):  # functools.partial and other callable objects
-            self.__name__ = self.__qualname__ = type(function).__qualname__
-        self._options = options
-        self._key = f"__ubatch_{next(_numbers)}_{self.__name__}"
-        self._is_method = False
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        # a function made elsewhere that a class body gives a second name stays a function
-        self._is_method |= getattr(self, "__qualname__", None) == f"{owner.__qualname__}.{name}"
-
-    @overload  # a staticmethod: its first parameter takes the list already
-    def __get__(
-        self: BatchedFunction[Handler[Any, Any]], instance: object, owner: type | None = None, /
-    ) -> BatchedFunction[F_co]: ...
-    @overload  # a classmethod
-    def __get__(
-        self: BatchedFunction[Callable[Concatenate[type[S], P], R]], instance: S | None, owner: type[S], /
-    ) -> BatchedMethod[Callable[P, R]]: ...
-    @overload  # a method
-    def __get__(
-        self: BatchedFunction[Callable[Concatenate[S, P], R]], instance: S, owner: type[S], /
-    ) -> BatchedMethod[Callable[P, R]]: ...
-    @overload  # a method looked up in its class
-    def __get__(self, instance: None, owner: type, /) -> BatchedFunction[F_co]: ...
-    def __get__(self, instance: Any, owner: type | None = None, /) -> Any:
-        return self if instance is None else BatchedMethod(self, instance)
-
-    if not TYPE_CHECKING:  # to checkers it is of the function's own type: `F_co`, see `_Faces`
-
-        def __call__(self, /, *args, **kwargs):
-            """Call the plain function."""
-            return self.__wrapped__(*args, **kwargs)
-
-    @property
-    def batcher(self: BatchedFunction[Handler[T, U]]) -> UBatch[T, U]:
-        """The function's batcher.
-
-        Raises:
-            TypeError: it is a method; only an instance, or a class, has a batcher.
-        """
-        if self._is_method:
-            raise TypeError(f"{self.__qualname__} is a method: its batchers belong to instances, or to classes")
-        return self._batcher_of(self, self.__wrapped__)
-
-    def _batcher_of(self, owner: Any, handler: Callable[..., Any]) -> UBatch[Any, Any]:
-        entries = getattr(owner, "__dict__", None)
-        if entries is None:
-            raise TypeError(
-                f"{type(owner).__qualname__} has __slots__ without '__dict__', so there is no room for the batcher "
-                f"of {self.__qualname__}; add '__dict__' to its __slots__"
-            )
-        entry = entries.get(self._key)
-        if type(entry) is _Entry and entry.owner is owner:
-            return entry.batcher
-        with _making:
-            entry = entries.get(self._key)
-            if type(entry) is not _Entry or entry.owner is not owner:
-                entry = _Entry(owner, UBatch(handler=handler, **self._options))
-                if isinstance(owner, type):
-                    type.__setattr__(owner, self._key, entry)
-                else:
-                    entries[self._key] = entry
-            return entry.batcher
-
-    def __reduce__(self) -> str:
-        return self.__qualname__
-
-    def __repr__(self) -> str:
-        return f"<ubatch_decorator of {self.__wrapped__!r}>"
+    def astream(
+        self: _Faces[Handler[T, U]], items: Iterable[T] | AsyncIterable[T], /, *, ahead: int | None = None
+    ) -> AsyncIterator[U]:
+        """`stream` for coroutines; see `UBatch.astream`."""
+        return self.batcher.astream(items, ahead=ahead)
 
 
-class BatchedClassMethod(BatchedFunction["Any"]):
-    """A decorated `classmethod`."""
+class BatchedMethod(Bound, _Faces[F_co]):
+    """What `ubatch_decorator` makes of a method, bound."""
 
-    def __get__(self, instance: object, owner: type | None = None, /) -> Any:
-        return BatchedMethod(self, type(instance) if owner is None else owner)
+    __slots__ = ()
 
-    @property
-    def batcher(self) -> Any:
-        """There is none without a class."""
-        raise TypeError(f"{self.__qualname__} is a classmethod: its batchers belong to classes")
-
-
-class BatchedStaticMethod(BatchedFunction["Any"]):
-    """A decorated `staticmethod`: a function in a class."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        pass
-
-    def __get__(self, instance: object, owner: type | None = None, /) -> Any:
-        return self
-
-
-class BatchedMethod(_Faces[F_co]):
-    """A decorated method bound to its instance, or a decorated classmethod bound to its class."""
-
-    __slots__ = ("__func__", "__self__")
-
-    def __init__(self: BatchedMethod[Any], function: BatchedFunction[Any], owner: Any) -> None:
-        self.__func__ = function
-        self.__self__ = owner
-
-    @property
-    def __wrapped__(self) -> Callable[..., Any]:
-        return types.MethodType(self.__func__.__wrapped__, self.__self__)
-
-    @property
-    def batcher(self: BatchedMethod[Handler[T, U]]) -> UBatch[T, U]:
-        """The batcher of this instance or class; made at first use.
-
-        Raises:
-            TypeError: the instance has `__slots__` without room for it.
-        """
-        return self.__func__._batcher_of(self.__self__, self.__wrapped__)
-
-    if not TYPE_CHECKING:  # to checkers it is `F_co`, and a misspelt face is a mistake
+    if TYPE_CHECKING:
+        __call__: F_co
+        """The plain method."""
+    else:
 
         def __call__(self, /, *args, **kwargs):
             """Call the plain method."""
             return self.__func__.__wrapped__(self.__self__, *args, **kwargs)
 
-        def __getattr__(self, name):
-            return getattr(self.__func__, name)  # __name__ and the like
 
-    @property
-    def __doc__(self) -> str | None:  # type: ignore[override]
-        return self.__func__.__doc__
+class BatchedFunction(Decorated, _Faces[F_co]):
+    """What `ubatch_decorator` makes: the plain function, and the faces."""
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, BatchedMethod) and self.__self__ is other.__self__ and self.__func__ is other.__func__
+    bound_type = BatchedMethod
 
-    def __hash__(self) -> int:
-        return hash((id(self.__self__), id(self.__func__)))
+    if TYPE_CHECKING:
+        __call__: F_co
+        """The plain function."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (self.__self__, self.__func__.__name__)
+        @overload  # a staticmethod: its first parameter takes the list already
+        def __get__(
+            self: BatchedFunction[Handler[Any, Any]], instance: object, owner: type | None = None, /
+        ) -> BatchedFunction[F_co]: ...
+        @overload  # a classmethod
+        def __get__(
+            self: BatchedFunction[Callable[Concatenate[type[S], P], R]], instance: S | None, owner: type[S], /
+        ) -> BatchedMethod[Callable[P, R]]: ...
+        @overload  # a method
+        def __get__(
+            self: BatchedFunction[Callable[Concatenate[S, P], R]], instance: S, owner: type[S], /
+        ) -> BatchedMethod[Callable[P, R]]: ...
+        @overload  # a method looked up in its class
+        def __get__(self, instance: None, owner: type, /) -> BatchedFunction[F_co]: ...
+        def __get__(self, instance: Any, owner: type | None = None, /) -> Any: ...
+    else:
 
-    def __repr__(self) -> str:
-        return f"<ubatch_decorator of {self.__wrapped__!r}>"
+        def __call__(self, /, *args, **kwargs):
+            """Call the plain function."""
+            return self.__wrapped__(*args, **kwargs)
+
+
+class _DynamicCall(_Faces["Handler[T, U]"], Generic[T, U]):
+    """Calls that are batched."""
+
+    __slots__ = ()
+
+    @overload
+    def __call__(self, item: list[T], /) -> list[U]: ...
+    @overload
+    def __call__(self, item: T, /) -> U: ...
+    def __call__(self, item: Any, /) -> Any:
+        """The result of one item; of a list, the list of its items' results, in order."""
+        batcher = self.batcher
+        return batcher.map(item) if isinstance(item, list) else batcher.ubatch(item)
+
+    @overload
+    async def acall(self, item: list[T], /) -> list[U]: ...
+    @overload
+    async def acall(self, item: T, /) -> U: ...
+    async def acall(self, item: Any, /) -> Any:
+        """The call for coroutines."""
+        batcher = self.batcher
+        return await (batcher.amap(item) if isinstance(item, list) else batcher.aubatch(item))
+
+
+class DynamicMethod(Bound, _DynamicCall[T, U]):
+    """What `dynamically` makes of a method, bound."""
+
+    __slots__ = ()
+
+
+class DynamicFunction(Decorated, _DynamicCall[T, U]):
+    """What `dynamically` makes: the call is batched; and the faces."""
+
+    bound_type = DynamicMethod
+    decorator = "dynamically"
+
+    if TYPE_CHECKING:
+
+        def __get__(self, instance: object, owner: type | None = None, /) -> DynamicFunction[T, U]: ...
 
 
 class _Entry:
@@ -296,7 +404,7 @@ class _Entry:
 
     __slots__ = ("batcher", "owner")
 
-    def __init__(self, owner: Any, batcher: UBatch[Any, Any]) -> None:
+    def __init__(self, owner: Any, batcher: Any) -> None:
         self.owner = owner
         self.batcher = batcher
 
@@ -314,11 +422,11 @@ class _OrderCheck:
     `classmethod` tells the function that it wraps nothing about the class, so nothing else could find it there.
     """
 
-    def __init__(self, decorated: BatchedFunction[Any]) -> None:
+    def __init__(self, decorated: Decorated) -> None:
         self.decorated = decorated
 
     @classmethod
-    def put(cls, decorated: BatchedFunction[Any], namespace: dict[str, Any]) -> None:
+    def put(cls, decorated: Decorated, namespace: dict[str, Any]) -> None:
         namespace[f"{decorated._key}_order"] = cls(decorated)
 
     def __get__(self, instance: object, owner: type | None = None) -> _OrderCheck:
@@ -330,7 +438,7 @@ class _OrderCheck:
             function = getattr(value, "__func__", None)
             if isinstance(value, classmethod) and function is self.decorated:
                 raise TypeError(
-                    f"{owner.__qualname__}.{attribute}: put ubatch_decorator outside classmethod, "
+                    f"{owner.__qualname__}.{attribute}: put {self.decorated.decorator} outside classmethod, "
                     f"above it: one batcher for each class"
                 )
 

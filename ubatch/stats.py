@@ -113,6 +113,15 @@ class Counters:
         self.errors = 0
         self.items = 0
 
+    def add(self, other: Counters) -> None:
+        """Add what others have counted."""
+        for reason in REASONS:
+            self.cuts[reason] += other.cuts[reason]
+        self.cancelled += other.cancelled
+        self.dropped += other.dropped
+        self.errors += other.errors
+        self.items += other.items
+
     def snapshot(self, other: Counters, *, queued: int, running: int, a: float, c: float) -> Stats:
         """Freeze the sums of these counters and `other`, beside the present numbers and what was learned."""
         counts = {name: getattr(self, name) + getattr(other, name) for name in self.__slots__ if name != "cuts"}

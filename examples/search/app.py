@@ -34,12 +34,12 @@ def create_app(index: Index, batch: UBatch[Query, list[Hit]] | None = None) -> F
     @app.get("/search")
     def search() -> Response:
         query = read_question(request.query_string)
-        return jsonify(_answer(query, batch.ubatch(query)))
+        return jsonify(answer(query, batch.ubatch(query)))
 
     @app.get("/search_unbatched")
     def search_unbatched() -> Response:
         query = read_question(request.query_string)
-        return jsonify(_answer(query, index.search([query])[0]))
+        return jsonify(answer(query, index.search([query])[0]))
 
     @app.get("/stats")
     def stats() -> Response:
@@ -53,11 +53,11 @@ def create_app(index: Index, batch: UBatch[Query, list[Hit]] | None = None) -> F
 
     @app.get("/")
     def page() -> str:
-        answer = None
+        answered = None
         if request.query_string:
             query = read_question(request.query_string)
-            answer = _answer(query, batch.ubatch(query))
-        return render_template("page.html", entries=len(index.entries), answer=answer)
+            answered = answer(query, batch.ubatch(query))
+        return render_template("page.html", entries=len(index.entries), answer=answered)
 
     @app.errorhandler(BadQuestionError)
     def bad_question(error: BadQuestionError) -> tuple[Response, int]:
@@ -78,7 +78,8 @@ def create_app(index: Index, batch: UBatch[Query, list[Hit]] | None = None) -> F
     return app
 
 
-def _answer(query: Query, hits: list[Hit]) -> dict[str, Any]:
+def answer(query: Query, hits: list[Hit]) -> dict[str, Any]:
+    """What is sent for a question: the question and its hits, best first."""
     return {"query": query.text, "hits": [_shown(hit) for hit in hits]}
 
 

@@ -1,0 +1,409 @@
+"""The event-loop driver: what a batcher has on one event loop. No thread, no lock.
+
+Purpose: `Home` is to an event loop what `Driver` is to threads. Callers `put` tickets; a *shift*, a task that
+serves one batch, looks at the queue, cuts, has the handler called and delivers the outcomes.
+
+Guarantees:
+- Every accepted ticket is resolved once, unless its loop ends before: then nobody is left who could wait for it.
+- At most `workers` batches run at once. A batch is cut when a shift is free to run it, never before.
+- Each batch runs in a task and in a context of its own, an empty one: not in that of whoever came first.
+- A shift that is cancelled from outside, as all tasks are when a loop ends, loses nothing: one that has no batch
+  yet is replaced, one that has makes its callers' error of it. So does the handler's own `CancelledError`.
+- All outcomes of a batch are set in one step; callers come back before the next shift looks at the queue.
+- Nothing is pending while nothing runs: a hold is a timer, not a task.
+
+How no item is forgotten. `wake_at` is the queue length from which on `put` sees to it that somebody looks. It is
+`NEVER` while a shift is about to look, and while all workers are busy: then the end of a batch brings the next shift.
+A shift that looks and does not cut says by `wake_at`, and by a timer, when it wants to be followed.
+
+Assumptions: everything here runs in the thread of the loop, and between two awaits nothing else does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import sys
+import warnings
+from functools import partial
+
+from ._attempt import Attempt, Raised, description
+from ._binding import UNBOUND
+from ._native import monotonic
+from ._options import policy_for
+from ._schedule import Fifo
+from .core import UBatch
+from .errors import Stopped, WorkerDied
+from .stats import Counters
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Any
+
+    from ._binding import Binder, Call
+
+NEVER = sys.maxsize
+"""`wake_at` while nobody needs to be told of new items."""
+
+serving: contextvars.ContextVar[Shift | None] = contextvars.ContextVar("ubatch_serving", default=None)
+"""The shift whose handler runs; also in tasks and threads that the handler starts, as they inherit its context."""
+
+
+class Job:
+    """What a batcher's homes have in common: the handler, the options, whether items are accepted."""
+
+    __slots__ = ("binder", "closed", "handler", "is_coroutine", "max_size", "name", "started", "timeout", "workers")
+
+    def __init__(self, name: str, max_size: int, timeout: float | None, workers: int) -> None:
+        self.name = name
+        self.max_size = max_size
+        self.timeout = timeout
+        self.workers = workers
+        self.handler: Callable[..., Any] | None = None
+        self.binder: Binder | None = None
+        self.is_coroutine = False
+        self.started = False
+        self.closed = False
+
+
+class Ticket:
+    """One call on its way: its arguments, and the future of its outcome."""
+
+    __slots__ = ("args", "arrived", "call", "future", "kwargs")
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], future: asyncio.Future[Any]) -> None:
+        self.args = args
+        self.kwargs = kwargs
+        self.future = future
+        self.call: Call | None = None
+        self.arrived = monotonic()
+
+    @property
+    def left(self) -> bool:
+        """Whether its caller is gone."""
+        return self.future.done()
+
+    def claim(self) -> bool:
+        """Take the item for the handler; `False` if its caller has left."""
+        return not self.future.done()
+
+
+class Shift:
+    """A task that serves one batch."""
+
+    __slots__ = ("batch", "home", "task")
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.batch: list[Any] = []  # tickets taken from the queue and not delivered yet
+        self.task: asyncio.Task[None] | None = None
+
+
+class Home:
+    """A batcher's queue, batches in flight and policy on one event loop."""
+
+    def __init__(self, job: Job, loop: asyncio.AbstractEventLoop) -> None:
+        self.job = job
+        self.loop = loop
+        self.counters = Counters()
+        self.schedule = Fifo()
+        self.policy = policy_for(job.timeout, job.workers)
+        self.wake_at = 1
+        self.looking: Shift | None = None  # the one that is about to look at the queue
+        self.busy: set[Shift] = set()  # those that run a batch
+        self._timer: asyncio.TimerHandle | None = None
+        self._held = 0  # items queued when the timer was set
+        self._time_is_up = False
+        self._farewells: list[asyncio.Future[bool]] = []
+        self._threads: list[UBatch[Any, Any]] = []  # of handlers that are plain functions; those that are free
+        self._warned = False
+
+    # -- submitting ---------------------------------------------------------------------------------------
+
+    def put(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> asyncio.Future[Any]:
+        """Accept an item.
+
+        Raises:
+            TypeError: the arguments do not fit the handler.
+            Stopped: the batcher accepts nothing.
+        """
+        job = self.job
+        if job.closed:
+            raise Stopped(job.name)
+        ticket = Ticket(args, kwargs, self.loop.create_future())
+        binder = job.binder
+        if binder is None:
+            ticket.call = UNBOUND
+        elif kwargs or len(args) != 1 or not binder.accepts_one:
+            ticket.call = binder.bind(args, kwargs)
+        queue = self.schedule.queue
+        queue.append(ticket)
+        if len(queue) >= self.wake_at:
+            if job.started:
+                self.attend()
+            elif not self._warned:
+                self._warn([ticket])
+        return ticket.future
+
+    def put_all(self, calls: Iterable[tuple[Any, ...]]) -> list[asyncio.Future[Any]]:
+        """Accept items of one positional argument or more each, all of them or none. Raises as `put`."""
+        job = self.job
+        if job.closed:
+            raise Stopped(job.name)
+        tickets = [Ticket(args, {}, self.loop.create_future()) for args in calls]
+        now = monotonic()
+        for ticket in tickets:
+            ticket.call = UNBOUND if job.binder is None else job.binder.bind(ticket.args, {})
+            ticket.arrived = now
+        queue = self.schedule.queue
+        queue.extend(tickets)
+        if tickets and len(queue) >= self.wake_at:
+            if job.started:
+                self.attend()
+            elif not self._warned:
+                self._warn(tickets)
+        return [ticket.future for ticket in tickets]
+
+    def _warn(self, tickets: Sequence[Ticket]) -> None:
+        self._warned = True
+        missing = "set_handler() and start()" if self.job.handler is None else "start()"
+        try:
+            warnings.warn(f"batcher {self.job.name!r}: items wait for {missing}", RuntimeWarning, stacklevel=4)
+        except BaseException:  # made an error by the program's filters: then the call has failed
+            for ticket in tickets:
+                self.schedule.withdraw(ticket)
+            raise
+
+    def attend(self) -> None:
+        """See to it that a shift looks at the queue, if one may."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.looking is None and len(self.busy) < self.job.workers:
+            self._hire()
+        else:
+            self.wake_at = NEVER
+
+    def resume(self) -> None:
+        """The batcher was started."""
+        if self.schedule.queue:
+            self.attend()
+
+    def reconsider(self) -> None:
+        """The policy, or what it goes by, has changed, or the callers of some items have left: look again."""
+        if self.schedule.queue and self._timer is not None:
+            self.attend()
+
+    # -- working ------------------------------------------------------------------------------------------
+
+    def _hire(self) -> None:
+        self.wake_at = NEVER
+        self.looking = shift = Shift(self)
+        # the class itself: a task factory may run tasks at once, before others have put what they have
+        shift.task = contextvars.Context().run(partial(asyncio.Task, self._serve(shift), loop=self.loop))
+        shift.task.add_done_callback(partial(self._ended, shift))
+
+    async def _serve(self, shift: Shift) -> None:
+        """Cut a batch, unless the policy says to wait; have the handler called; deliver."""
+        job, policy, counters, queue = self.job, self.policy, self.counters, self.schedule.queue
+        if not self._cuts():
+            return
+        batch = shift.batch
+        counters.cancelled += self.schedule.take(job.max_size, batch)
+        self.looking = None
+        if not batch:
+            self._follow()
+            return
+        self.busy.add(shift)
+        counters.items += len(batch)
+        counters.cuts["drained" if job.closed else "full" if len(batch) >= job.max_size else policy.reason] += 1
+        watched = policy.watch()
+        began = monotonic()
+        if watched:
+            policy.cut(began, [ticket.arrived for ticket in batch], len(queue), job.max_size)
+        if queue:
+            self.attend()
+        elif len(self.busy) < job.workers:
+            self.wake_at = 1
+        serving.set(shift)
+        attempt = Attempt()
+        sound = True
+        handler, binder = job.handler, job.binder
+        assert handler is not None and binder is not None, "a shift without a handler"
+        call = handler if job.is_coroutine else partial(self._in_thread, handler)
+        args = kwargs = None
+        for args, kwargs in attempt.calls(batch, binder):
+            try:
+                attempt.output = await call(*args, **kwargs)
+            except GeneratorExit:  # the loop is gone, and everybody with it
+                raise
+            except BaseException as error:
+                error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # without this frame
+                attempt.output = Raised(error)
+            if type(attempt.output) is Raised:
+                sound = False
+            if not shift.batch:  # stop() gave up on it meanwhile
+                return
+        done = monotonic()
+        sound = sound and args is not None  # else no call fitted the handler
+        args = kwargs = attempt.output = None
+        counters.errors += attempt.errors
+        if watched:
+            policy.finished(done, len(batch), done - began, len(queue), sound)
+        shift.batch = []
+        deliver(batch, attempt.outcomes)
+        self.busy.discard(shift)
+        self._follow()
+
+    async def _in_thread(self, handler: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call a plain function in one of as many threads as there are workers."""
+        shift = serving.get()
+        context = contextvars.copy_context()  # so that the handler's thread knows whom it serves
+        thread = self._threads.pop() if self._threads else UBatch(1, 0.0, handler=_call_each, name=self.job.name)
+        try:
+            return (await thread.aubatch(lambda: context.run(_guarded, handler, args, kwargs)))[0]
+        finally:
+            if shift is not None and shift.batch:
+                self._threads.append(thread)
+            else:  # stop() gave up on it
+                thread.stop(drain=False, timeout=0.0)
+
+    def _cuts(self) -> bool:
+        """Whether a batch leaves now; else somebody will look again when it is time."""
+        job, policy, schedule, queue = self.job, self.policy, self.schedule, self.schedule.queue
+        time_is_up, self._time_is_up = self._time_is_up, False
+        stale = schedule.stale
+        if stale:
+            self.counters.cancelled += schedule.purge(job.max_size)
+        hold = None
+        if not queue:
+            if not policy.passive and not job.closed and not time_is_up:
+                hold = policy.expect(monotonic(), job.max_size)
+            if hold is None:
+                self.looking = None
+                self.wake_at = 1
+                self._say_farewell()
+                return False
+        elif not policy.passive and not job.closed and not (time_is_up and len(queue) <= self._held and not stale):
+            oldest, newest = queue[0].arrived, queue[-1].arrived
+            hold = policy.decide(monotonic(), len(queue), oldest, job.max_size, newest)
+        if hold is None:
+            return True
+        self.looking = None
+        self.wake_at = hold.wake_at
+        self._held = len(queue)
+        self._timer = self.loop.call_later(max(hold.until - monotonic(), 0.0), self._ring)
+        return False
+
+    def _ring(self) -> None:
+        self._time_is_up = True
+        self.attend()
+
+    def _follow(self) -> None:
+        """After a batch: somebody looks at the queue once its callers have had the time to come back."""
+        if self.looking is None:
+            self.attend()
+
+    def _ended(self, shift: Shift, task: asyncio.Task[None]) -> None:
+        """However it ended: see to it that all it had is delivered, and that somebody follows."""
+        shift.task = None
+        error = None if task.cancelled() else task.exception()
+        if self.looking is shift:  # cancelled before it could look, or it died looking
+            self.looking = None
+            if error is None:
+                self.counters.cancelled += self.schedule.purge(NEVER)
+                if self.schedule.queue:
+                    self.attend()
+                else:  # the loop is ending, most likely
+                    self.wake_at = 1
+                    self._say_farewell()
+            else:
+                self._bury(self.schedule.next(NEVER), error)
+        if shift in self.busy:
+            self.busy.discard(shift)
+            self._bury(shift.batch, error)
+            shift.batch = []
+
+    def _bury(self, tickets: list[Any], error: BaseException | None) -> None:
+        """A shift died of something that is not the handler's: fail what it had, and go on."""
+        died = partial(WorkerDied, self.job.name, "cancelled" if error is None else description(error))
+        for ticket in tickets:
+            self.schedule.withdraw(ticket)
+        self.counters.errors += len(tickets)
+        deliver(tickets, [_because(error, died()) for _ in tickets])
+        self._follow()
+        import logging
+
+        logging.getLogger("ubatch").error("a worker of batcher %r died", self.job.name, exc_info=error)
+
+    # -- stopping -----------------------------------------------------------------------------------------
+
+    def close(self, drain: bool) -> None:
+        """Items are refused from now on (`job.closed` is set): run what is queued, or give it up."""
+        if not drain or self.job.handler is None:
+            self._give_up_queue()
+        self._follow()
+
+    def quiet(self) -> asyncio.Future[bool]:
+        """A future that is done when there is nothing left to do."""
+        future: asyncio.Future[bool] = self.loop.create_future()
+        self._farewells.append(future)
+        self._say_farewell()
+        return future
+
+    def _say_farewell(self) -> None:
+        if self.busy or self.looking is not None or (self.schedule.queue and self.job.handler is not None):
+            return
+        while self._threads and self.job.closed:
+            self._threads.pop().stop(drain=False, timeout=0.0)
+        while self._farewells:
+            future = self._farewells.pop()
+            if not future.done():
+                future.set_result(True)
+
+    def abandon(self) -> None:
+        """Give up on all that is left: its callers get `Stopped`, the tasks of running handlers are cancelled."""
+        self._give_up_queue()
+        for shift in list(self.busy):
+            batch, shift.batch = shift.batch, []
+            self.counters.errors += len(batch)
+            self.busy.discard(shift)
+            deliver(batch, [Stopped(self.job.name) for _ in batch])
+            if shift.task is not None:
+                shift.task.cancel()
+        self._follow()
+
+    def _give_up_queue(self) -> None:
+        dropped: list[Any] = []
+        self.counters.cancelled += self.schedule.take(len(self.schedule), dropped)
+        self.counters.dropped += len(dropped)
+        deliver(dropped, [Stopped(self.job.name) for _ in dropped])
+
+
+def deliver(tickets: Sequence[Ticket], outcomes: Sequence[Any]) -> None:
+    """Set the outcomes of those whose callers have not left."""
+    for ticket, outcome in zip(tickets, outcomes, strict=True):
+        future = ticket.future
+        if not future.done():
+            if isinstance(outcome, BaseException):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+
+def _call_each(calls: list[Callable[[], Any]]) -> list[tuple[Any]]:
+    """The handler of a thread: results in boxes, as an exception among them would be raised."""
+    return [(call(),) for call in calls]
+
+
+def _guarded(handler: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    try:
+        return handler(*args, **kwargs)
+    except BaseException as error:
+        return Raised(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next))
+
+
+def _because(cause: BaseException | None, error: Exception) -> Exception:
+    error.__cause__ = cause
+    return error

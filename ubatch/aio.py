@@ -1,0 +1,570 @@
+"""Batching on an event loop alone: handlers that are coroutine functions, without any thread.
+
+The names are those of `ubatch`: `UBatch`, `ubatch_decorator`, `dynamically`. Here `ubatch`, `map` and `stop` are
+coroutines, and `submit` gives an `asyncio.Future`. A handler that is a plain function runs in a thread of the
+batcher's own, so that the loop is not blocked and its default pool not used up.
+
+What belongs to a running loop (queue, batches in flight, what was learned) is kept for each loop apart, so one
+object serves successive and several loops; see `_loop`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from asyncio import get_running_loop
+
+from . import _native
+from ._binding import Binder, is_coroutine_function
+from ._loop import Home, Job, serving
+from ._options import checked_max_size, checked_name, checked_timeout, checked_workers, policy_for
+from ._streams import astream, checked_ahead
+from ._typing import Generic, ParamSpec, TypeVar, overload
+from ._waiters import outcomes_of
+from .decorators import Bound, Decorated, decorate
+from .errors import HandlerAlreadySet, HandlerNotSet
+from .stats import Counters
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
+    from types import TracebackType
+    from typing import Any, Concatenate, Protocol
+
+    from ._typing import AnyHandler, AnyMethod, Face
+    from .stats import Stats
+
+__all__ = ["UBatch", "dynamically", "ubatch_decorator"]
+
+Self = TypeVar("Self", bound="UBatch[Any, Any]")
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S")
+T = TypeVar("T")
+U = TypeVar("U")
+F = TypeVar("F", bound="Callable[..., Any]")
+F_co = TypeVar("F_co", covariant=True)
+
+
+class UBatch(Generic[T, U]):
+    """Gathers the items of many coroutines and gives them to a batch handler in one call.
+
+    Tasks each call with one item of type `T` and get their own result, of type `U`. Every accepted item resolves:
+    with a result, an error, or by its caller's leaving; only the end of its event loop ends it too.
+
+    `ubatch`, `submit`, `map`, `stream` and `stop` are for code that runs in an event loop; an object may be used
+    from several loops, in several threads, at once. The others may be called from any thread.
+
+    Args:
+        max_size: the largest batch, in items; at least 1.
+        timeout: the longest time, in seconds, that an item is held for companions while a worker is free, counted
+            from the item's arrival; kept to the loop's own resolution, a millisecond. 0 holds nothing. `None`,
+            the default: ubatch learns when waiting pays.
+        handler: `await handler(list of items)` returns a sequence or an array with one result for each item, in
+            order; an exception instance in it is raised in that caller alone. With several arguments per call it
+            gets one list for each. A plain function is called in a thread. Each batch runs in an empty context
+            (`contextvars`). With `handler` given here the batcher starts by itself with its first item; otherwise
+            items wait for `set_handler` and `start`.
+        name: shown in errors and in `repr`; by default the handler's name.
+        workers: the number of batches that may be in flight at once, in each loop; at least 1.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described; the message has its value.
+    """
+
+    def __init__(
+        self,
+        max_size: int = 64,
+        timeout: float | None = None,
+        *,
+        handler: AnyHandler[T, U] | None = None,
+        name: str | None = None,
+        workers: int = 1,
+    ) -> None:
+        self._given_name = checked_name(name)
+        self._job = Job(
+            name or "ubatch", checked_max_size(max_size), checked_timeout(timeout), checked_workers(workers)
+        )
+        self._lock = _native.reentrant_lock()  # guards the making and forgetting of homes
+        self._homes: dict[asyncio.AbstractEventLoop, Home] = {}
+        self._past = Counters()  # of homes whose loops are closed
+        self._latest: Home | None = None
+        if handler is not None:
+            self.set_handler(handler)
+            self._job.started = True
+
+    # -- the handler, starting, stopping ------------------------------------------------------------------
+
+    def set_handler(self, handler: AnyHandler[T, U]) -> None:
+        """Set the batch handler, once.
+
+        Args:
+            handler: see the class; any callable.
+
+        Raises:
+            HandlerAlreadySet: there is one.
+            TypeError: it is not callable.
+        """
+        job = self._job
+        if job.handler is not None:
+            raise HandlerAlreadySet(job.name)
+        if not callable(handler):
+            raise TypeError(f"handler must be callable, not {handler!r}")
+        job.binder = Binder(handler)
+        if self._given_name is None:
+            job.name = getattr(handler, "__qualname__", None) or type(handler).__qualname__
+        job.is_coroutine = is_coroutine_function(handler)
+        job.handler = handler
+
+    def start(self: Self) -> Self:
+        """Let batches run, now and again after `stop`. Does nothing if they may already.
+
+        Returns:
+            The batcher itself.
+
+        Raises:
+            HandlerNotSet: there is no handler yet.
+        """
+        if self._job.handler is None:
+            raise HandlerNotSet(self._job.name)
+        self._job.started = True
+        self._job.closed = False
+        self._tell(Home.resume)
+        return self
+
+    async def stop(self, drain: bool = True, timeout: float | None = None) -> bool:
+        """Refuse new items, in all loops, and run those that are queued; wait for those of this loop.
+
+        May be called again, and concurrently. From the handler itself it does not wait.
+
+        Args:
+            drain: whether queued items are run; otherwise they fail with `Stopped` at once. Without a handler
+                they fail in any case.
+            timeout: the longest time to wait, in seconds; `None` for no limit. After it, all that is left in this
+                loop fails with `Stopped`, and the tasks of running handlers are cancelled.
+
+        Returns:
+            Whether all was done in time.
+
+        Raises:
+            TypeError, ValueError: `timeout` is negative or not a number.
+        """
+        timeout = checked_timeout(timeout)
+        home = self._home()
+        self._job.closed = True
+        self._tell(Home.close, drain)
+        if self._is_own_worker(home):
+            return False
+        done, _ = await asyncio.wait([home.quiet()], timeout=timeout)
+        if not done and self._job.closed:  # not if a start() has overtaken
+            home.abandon()
+        return bool(done)
+
+    astop = stop
+
+    async def __aenter__(self: Self) -> Self:
+        """Start; items that were accepted before run now."""
+        return self.start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop, after what is queued has run."""
+        await self.stop()
+
+    # -- the faces ----------------------------------------------------------------------------------------
+
+    @overload
+    async def ubatch(self, item: T, /, *args: Any, **kwargs: Any) -> U: ...
+    @overload
+    async def ubatch(self, /, **kwargs: Any) -> U: ...
+    async def ubatch(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Hand over one item and wait for its result. Cancelling drops the item if no batch has it yet.
+
+        Args:
+            item, *args, **kwargs: what this call contributes to the handler's lists.
+
+        Returns:
+            The item's result.
+
+        Raises:
+            Exception: what the handler raised, or put in the item's place.
+            BadBatchOutputSize: the handler did not return one result for each item.
+            HandlerFailed: the handler raised what must not be raised here as it is (`SystemExit`, `CancelledError`).
+            Stopped: the batcher was stopped.
+            TypeError: the arguments do not fit the handler.
+            RuntimeError: called by the batcher's own handler, which would wait for itself.
+        """
+        home = self._latest
+        if home is None or home.loop is not get_running_loop():
+            home = self._home()
+        if serving.get() is not None and self._is_own_worker(home):
+            raise self._own_worker()
+        future = home.put(args, kwargs)
+        try:
+            return await future
+        except (asyncio.CancelledError, GeneratorExit):
+            future.cancel()
+            home.schedule.stale = True
+            raise
+        finally:
+            del future  # the traceback refers to this frame: no cycle through it
+
+    aubatch = ubatch
+
+    @overload
+    def submit(self, item: T, /, *args: Any, **kwargs: Any) -> asyncio.Future[U]: ...
+    @overload
+    def submit(self, /, **kwargs: Any) -> asyncio.Future[U]: ...
+    def submit(self, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
+        """Hand over one item; not a coroutine. Also for the batcher's own handler.
+
+        Returns:
+            A future of the running loop. Its `cancel` drops the item if no batch has it yet.
+
+        Raises:
+            Stopped: the batcher was stopped.
+            TypeError: the arguments do not fit the handler.
+        """
+        return self._home().put(args, kwargs)
+
+    async def map(self, items: Iterable[T], /, *more: Iterable[Any]) -> list[U]:
+        """Hand over many items and wait for all of them. Cancelling drops those that no batch has yet.
+
+        Args:
+            items: one for each call.
+            more: further arguments, zipped with the items, for handlers with several.
+
+        Returns:
+            The results, in order.
+
+        Raises:
+            Exception: the first of the items' errors, in order, after all items are done. Arguments that do not
+                fit raise before any item is accepted. Otherwise as `ubatch`.
+        """
+        home = self._home()
+        if self._is_own_worker(home):
+            raise self._own_worker()
+        futures = home.put_all(zip(items, *more, strict=False))
+        try:
+            return await outcomes_of(futures)
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            home.schedule.stale = True
+            raise
+        finally:
+            del futures
+
+    amap = map
+
+    def stream(self, items: Iterable[T] | AsyncIterable[T], /, *, ahead: int | None = None) -> AsyncIterator[U]:
+        """Results in the order of the items, as they come: `async for result in batcher.stream(items)`.
+
+        Args:
+            items: any iterable, also an endless or an asynchronous one: it is read as far as is needed.
+            ahead: how many items may be in flight, at least 1; by default a batch for each worker and one more.
+
+        Yields:
+            One result for each item. The first item that fails ends the stream with its error, and drops those
+            behind it that no batch has yet; so does leaving the loop, once the stream is closed.
+
+        Raises:
+            As `ubatch`, when the item's turn comes.
+        """
+        ahead = checked_ahead(ahead, self._job.max_size * (self._job.workers + 1))
+        return astream(self.submit, items, ahead)
+
+    astream = stream
+
+    # -- looking at it ------------------------------------------------------------------------------------
+
+    @property
+    def alive(self) -> bool:
+        """Whether items are accepted."""
+        return not self._job.closed
+
+    @property
+    def name(self) -> str:
+        """What errors and `repr` call this batcher."""
+        return self._job.name
+
+    @property
+    def stats(self) -> Stats:
+        """A snapshot of what the batcher has done, in all loops; see `ubatch.Stats`. `a`, `c`: of the latest loop."""
+        total, queued, running = Counters(), 0, 0
+        latest = self._latest
+        with self._lock:
+            homes = list(self._homes.values())
+            total.add(self._past)
+        for home in homes:
+            total.add(home.counters)
+            queued += len(home.schedule)
+            running += sum(len(shift.batch) for shift in list(home.busy))
+        learned = latest.policy.cost if latest is not None else None
+        a, c = (learned.a, learned.c) if learned is not None else (0.0, 0.0)
+        return total.snapshot(Counters(), queued=queued, running=running, a=a, c=c)
+
+    @property
+    def max_size(self) -> int:
+        """The largest batch, in items. May be set at any time; takes effect at the next cut."""
+        return self._job.max_size
+
+    @max_size.setter
+    def max_size(self, max_size: int) -> None:
+        self._job.max_size = checked_max_size(max_size)
+        self._tell(Home.reconsider)
+
+    @property
+    def timeout(self) -> float | None:
+        """The longest hold, in seconds; `None` if ubatch finds it out. May be set; takes effect at the next cut."""
+        return self._job.timeout
+
+    @timeout.setter
+    def timeout(self, timeout: float | None) -> None:
+        self._job.timeout = checked_timeout(timeout)
+        for home in list(self._homes.values()):
+            home.policy = policy_for(self._job.timeout, self._job.workers)
+        self._tell(Home.reconsider)
+
+    def __repr__(self) -> str:
+        job, stats = self._job, self.stats
+        state = "stopped" if job.closed else "running" if job.started else "waiting for start()"
+        return (
+            f"<ubatch.aio.UBatch {job.name!r} {state} max_size={job.max_size} timeout={job.timeout} "
+            f"workers={job.workers} queued={stats.queued} running={stats.running}>"
+        )
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"{self!r} cannot be copied or pickled: it belongs to event loops; make one where it is needed")
+
+    # -- loops --------------------------------------------------------------------------------------------
+
+    def _home(self) -> Home:
+        """What this batcher has on the running loop. Raises RuntimeError: no loop is running."""
+        loop = get_running_loop()
+        home = self._latest
+        if home is None or home.loop is not loop:
+            home = self._homes.get(loop) or self._settle(loop)
+            self._latest = home
+        return home
+
+    def _settle(self, loop: asyncio.AbstractEventLoop) -> Home:
+        with self._lock:
+            for other in [other for other in self._homes if other.is_closed()]:
+                self._past.add(self._homes.pop(other).counters)
+            home = self._homes[loop] = Home(self._job, loop)
+        return home
+
+    def _tell(self, what: Callable[..., None], *args: Any) -> None:
+        """Have something done by all homes, each in its own loop: at once in this one."""
+        try:
+            here: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        with self._lock:
+            homes = list(self._homes.values())
+        for home in homes:
+            if home.loop is here:
+                what(home, *args)
+            else:
+                try:
+                    home.loop.call_soon_threadsafe(what, home, *args)
+                except RuntimeError:  # the loop is closed
+                    pass
+
+    def _is_own_worker(self, home: Home) -> bool:
+        shift = serving.get()
+        return shift is not None and shift.home is home and bool(shift.batch)
+
+    def _own_worker(self) -> RuntimeError:
+        return RuntimeError(
+            f"the handler of batcher {self._job.name!r} cannot wait for a batch of its own batcher; use submit()"
+        )
+
+
+# -- decorators -------------------------------------------------------------------------------------------
+
+
+class _Faces(Generic[F_co]):
+    """The faces of a batcher on something that has one; `F_co` is the type of the plain function."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        @property
+        def __name__(self) -> str: ...
+        @property
+        def __qualname__(self) -> str: ...
+        @property
+        def batcher(self: _Faces[AnyHandler[T, U]]) -> UBatch[T, U]: ...
+
+    @property
+    def stats(self: _Faces[Any]) -> Stats:
+        """See `UBatch.stats`."""
+        return self.batcher.stats
+
+    @property
+    def ubatch(self: _Faces[AnyHandler[T, U]]) -> Face[T, Coroutine[Any, Any, U]]:
+        """Hand over one item and wait for its result; see `UBatch.ubatch`."""
+        return self.batcher.ubatch
+
+    aubatch = ubatch
+
+    @property
+    def submit(self: _Faces[AnyHandler[T, U]]) -> Face[T, asyncio.Future[U]]:
+        """Hand over one item and get a future; see `UBatch.submit`."""
+        return self.batcher.submit
+
+    async def map(self: _Faces[AnyHandler[T, U]], items: Iterable[T], /, *more: Iterable[Any]) -> list[U]:
+        """Hand over many items and wait for all; see `UBatch.map`."""
+        return await self.batcher.map(items, *more)
+
+    amap = map
+
+    def stream(
+        self: _Faces[AnyHandler[T, U]], items: Iterable[T] | AsyncIterable[T], /, *, ahead: int | None = None
+    ) -> AsyncIterator[U]:
+        """Results in order, as they come; see `UBatch.stream`."""
+        return self.batcher.stream(items, ahead=ahead)
+
+    astream = stream
+
+
+class BatchedMethod(Bound, _Faces[F_co]):
+    """What `ubatch_decorator` makes of a method, bound."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        __call__: F_co
+        """The plain method."""
+    else:
+
+        def __call__(self, /, *args, **kwargs):
+            """Call the plain method."""
+            return self.__func__.__wrapped__(self.__self__, *args, **kwargs)
+
+
+class BatchedFunction(Decorated, _Faces[F_co]):
+    """What `ubatch_decorator` makes: the plain function, and the faces."""
+
+    batcher_type = UBatch
+    bound_type = BatchedMethod
+
+    if TYPE_CHECKING:
+        __call__: F_co
+        """The plain function."""
+
+        @overload  # a staticmethod: its first parameter takes the list already
+        def __get__(
+            self: BatchedFunction[AnyHandler[Any, Any]], instance: object, owner: type | None = None, /
+        ) -> BatchedFunction[F_co]: ...
+        @overload  # a classmethod
+        def __get__(
+            self: BatchedFunction[Callable[Concatenate[type[S], P], R]], instance: S | None, owner: type[S], /
+        ) -> BatchedMethod[Callable[P, R]]: ...
+        @overload  # a method
+        def __get__(
+            self: BatchedFunction[Callable[Concatenate[S, P], R]], instance: S, owner: type[S], /
+        ) -> BatchedMethod[Callable[P, R]]: ...
+        @overload  # a method looked up in its class
+        def __get__(self, instance: None, owner: type, /) -> BatchedFunction[F_co]: ...
+        def __get__(self, instance: Any, owner: type | None = None, /) -> Any: ...
+    else:
+
+        def __call__(self, /, *args, **kwargs):
+            """Call the plain function."""
+            return self.__wrapped__(*args, **kwargs)
+
+
+class _DynamicCall(_Faces["AnyHandler[T, U]"], Generic[T, U]):
+    """Calls that are batched."""
+
+    __slots__ = ()
+
+    @overload
+    async def __call__(self, item: list[T], /) -> list[U]: ...
+    @overload
+    async def __call__(self, item: T, /) -> U: ...
+    async def __call__(self, item: Any, /) -> Any:
+        """The result of one item; of a list, the list of its items' results, in order."""
+        batcher = self.batcher
+        return await (batcher.map(item) if isinstance(item, list) else batcher.ubatch(item))
+
+    acall = __call__
+
+
+class DynamicMethod(Bound, _DynamicCall[T, U]):
+    """What `dynamically` makes of a method, bound."""
+
+    __slots__ = ()
+
+
+class DynamicFunction(Decorated, _DynamicCall[T, U]):
+    """What `dynamically` makes: the call is batched; and the faces."""
+
+    batcher_type = UBatch
+    bound_type = DynamicMethod
+    decorator = "dynamically"
+
+    if TYPE_CHECKING:
+
+        def __get__(self, instance: object, owner: type | None = None, /) -> DynamicFunction[T, U]: ...
+
+
+if TYPE_CHECKING:
+
+    class DynamicDecorator(Protocol):
+        """`dynamically` with options."""
+
+        @overload
+        def __call__(self, function: AnyHandler[T, U], /) -> DynamicFunction[T, U]: ...
+        @overload
+        def __call__(self, function: AnyMethod[T, U], /) -> DynamicFunction[T, U]: ...
+
+
+@overload
+def ubatch_decorator(function: F, /) -> BatchedFunction[F]: ...
+@overload
+def ubatch_decorator(
+    max_size: int = 64, timeout: float | None = None, *, name: str | None = None, workers: int = 1
+) -> Callable[[F], BatchedFunction[F]]: ...
+def ubatch_decorator(
+    max_size: Any = 64, timeout: float | None = None, *, name: str | None = None, workers: int = 1
+) -> Any:
+    """Give a batch function the faces of a batcher: `await f.ubatch(x)`, `f.submit(x)`, `await f.map(xs)`.
+
+    As `ubatch.ubatch_decorator`, for coroutine functions and on event loops: `await f(xs)` stays the plain,
+    unbatched function. Plain functions may be decorated too; their batches run in a thread.
+
+    Args:
+        max_size: the largest batch, in items.
+        timeout: the longest hold, in seconds; see `UBatch`.
+        name: the batcher's name; by default the function's.
+        workers: batches in flight at once, in each loop.
+
+    Raises:
+        TypeError, ValueError: an option is not as described, or the function is not callable.
+    """
+    options = {"timeout": timeout, "name": name, "workers": workers}
+    return decorate(BatchedFunction, max_size, options, sys._getframe(1))
+
+
+@overload
+def dynamically(function: AnyHandler[T, U], /) -> DynamicFunction[T, U]: ...
+@overload
+def dynamically(function: AnyMethod[T, U], /) -> DynamicFunction[T, U]: ...
+@overload
+def dynamically(
+    max_size: int = 64, timeout: float | None = None, *, name: str | None = None, workers: int = 1
+) -> DynamicDecorator: ...
+def dynamically(max_size: Any = 64, timeout: float | None = None, *, name: str | None = None, workers: int = 1) -> Any:
+    """Batch the calls of a batch function themselves: `await f(x)` gives one result, `await f([x, y])` a list.
+
+    As `ubatch.dynamically`, for coroutine functions (or plain ones, in a thread) and on event loops. Arguments and
+    errors: as with `ubatch_decorator`.
+    """
+    options = {"timeout": timeout, "name": name, "workers": workers}
+    return decorate(DynamicFunction, max_size, options, sys._getframe(1))

@@ -6,12 +6,15 @@ Where time matters the loop's clock is virtual: it jumps to the next timer when 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import logging
 import random
 import selectors
+import sys
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
@@ -185,6 +188,7 @@ def test_arguments(run):
         (KeyboardInterrupt(), HandlerFailed),
         (StopIteration(1), HandlerFailed),
         (StopAsyncIteration(1), HandlerFailed),
+        (GeneratorExit(), HandlerFailed),
     ],
     ids=repr,
 )
@@ -603,7 +607,7 @@ def test_the_handler_may_not_wait_for_itself(run):
     later = []
 
     async def handler(items):
-        for call in (batch.ubatch(1), batch.map([1])):
+        for call in (batch.ubatch(1), batch.map([1]), anext(batch.stream([1]))):
             with pytest.raises(RuntimeError, match="own batcher"):
                 await call
         with pytest.raises(RuntimeError, match="own batcher"):
@@ -630,6 +634,80 @@ def test_the_handler_may_not_wait_for_itself(run):
 
     batch: Any = None
     run(main)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_that_a_start_has_overtaken(virtual, workers):
+    """Ends at once, however much traffic goes on."""
+    handler = Handler(a=0.01)
+
+    async def main():
+        batch = UBatch(4, timeout=0, handler=handler, workers=workers)
+        first = batch.submit(0)
+        stopping = asyncio.create_task(batch.stop())
+        await asyncio.sleep(0)
+        batch.start()
+        assert await stopping is False
+        assert not first.done()
+        assert await batch.ubatch(1) == ("result", 1)
+        assert await batch.stop() is True
+
+    virtual(main)
+
+
+def test_a_batcher_that_was_never_started_and_is_forgotten(run):
+    """What it had fails."""
+
+    async def main():
+        with pytest.warns(RuntimeWarning):
+            future = UBatch(4).submit(1)
+        with pytest.raises(Stopped):
+            await asyncio.wait_for(future, 5)
+
+    run(main)
+
+
+def test_no_room_for_another_task(run):
+    """Then that call has failed, and the next one works."""
+
+    def deep(batch, depth):
+        return deep(batch, depth - 1) if depth else batch.submit("deep")
+
+    async def main():
+        for spare in range(40):
+            batch = UBatch(4, timeout=0, handler=Handler())
+            batch._home()
+            frame, depth = sys._getframe(), 0
+            while frame:
+                depth, frame = depth + 1, frame.f_back
+            try:
+                future = deep(batch, sys.getrecursionlimit() - depth - 3 - spare)
+            except RecursionError:
+                pass
+            else:
+                assert await asyncio.wait_for(future, 5) == ("result", "deep")
+            assert await asyncio.wait_for(batch.ubatch("next"), 5) == ("result", "next")
+            assert await batch.stop(timeout=5)
+
+    run(main)
+
+
+def test_cancelled_futures_do_not_fill_a_batch(virtual):
+    """Nor do they say how long it waits."""
+    handler = Handler()
+
+    async def main():
+        batch = UBatch(4, timeout=1, handler=handler)
+        for future in [batch.submit(n) for n in range(3)]:
+            future.cancel()
+        await asyncio.sleep(0.5)
+        start = virtual.now
+        assert await batch.ubatch("x") == ("result", "x")
+        assert virtual.now - start == pytest.approx(1.0)
+        assert handler.batches == [["x"]]
+        assert (batch.stats.cancelled, batch.stats.full) == (3, 0)
+
+    virtual(main)
 
 
 # -- contexts, loops, references --------------------------------------------------------------------------
@@ -725,6 +803,71 @@ def test_a_loop_that_ends_with_a_batch_in_flight():
 
     asyncio.run(main())
     assert handler.running == 0
+
+
+def test_nothing_is_begun_when_a_loop_ends():
+    """`asyncio.run` cancels the batch in flight: those behind it do not follow, and nothing is logged."""
+    handler = Handler(a=1000.0)
+    batch = UBatch(1, timeout=0, handler=handler)
+    futures = []
+
+    async def main():
+        futures.extend(batch.submit(n) for n in range(3))
+        await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert handler.batches == [[0]]
+    del futures[:]
+    gc.collect()
+
+
+def test_stopping_while_another_loop_ends(caplog):
+    """A loop that has nothing queued is not given anything to do in its last moments."""
+    batch = UBatch(4, timeout=0, handler=Handler())
+    until = time.monotonic() + 1.0
+
+    def user():
+        while time.monotonic() < until:
+            with contextlib.suppress(Stopped):
+                asyncio.run(batch.ubatch(1))
+
+    thread = threading.Thread(target=user)
+    thread.start()
+    while time.monotonic() < until:
+        asyncio.run(batch.stop())
+        batch.start()
+    thread.join()
+    gc.collect()
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("call", ["ubatch", "map"])
+def test_an_error_does_not_keep_others_items(run, call):
+    """Its traceback refers to frames: not to those that have the batch."""
+
+    class Item:
+        pass
+
+    async def handler(items):
+        del items
+        raise ValueError
+
+    async def main():
+        batch = UBatch(2, timeout=0, handler=handler)
+        other = Item()
+        ref = weakref.ref(other)
+        if call == "map":
+            got = await results([batch.map([Item()]), batch.ubatch(other)])
+        else:
+            got = await results([batch.ubatch(Item()), batch.ubatch(other)])
+        kept = got[0]
+        del got, other
+        await asyncio.sleep(0.01)
+        gc.collect()
+        assert ref() is None
+        assert isinstance(kept, ValueError)
+
+    run(main)
 
 
 @pytest.mark.parametrize("plain", [False, True])

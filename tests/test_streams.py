@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 import threading
 import time
@@ -109,9 +110,10 @@ def test_an_error_of_the_source_reaches_the_consumer():
         raise OSError("disk")
 
     with UBatch(4, handler=doubled) as batch:
-        results = batch.stream(broken())
+        got = []
         with pytest.raises(OSError, match="disk"):
-            list(results)
+            got.extend(batch.stream(broken()))
+        assert got == [2]  # in its turn
 
 
 def test_stopping_ends_it():
@@ -237,6 +239,7 @@ def test_errors_on_a_loop(run):
         assert got == list(range(10))
         with pytest.raises(OSError, match="disk"):
             await consume(broken())
+        assert got[10:] == [1]  # in its turn
 
     run(main)
 
@@ -265,5 +268,50 @@ def test_cancelling_a_consumer(run):
             assert await batch.astop()
             assert batch.stats.cancelled > 0
             assert batch.stats.queued == 0
+
+    run(main)
+
+
+def test_a_stop_drains_a_stream(run):
+    """What is in flight has its results; then the stream ends with `Stopped`."""
+
+    async def main():
+        batch = ubatch.aio.UBatch(4, timeout=0, handler=adoubled)
+        got = []
+
+        async def consume():
+            async for result in batch.stream(Source(), ahead=8):
+                got.append(result)
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(consume())
+        while len(got) < 20:
+            await asyncio.sleep(0)
+        assert await batch.stop()
+        with pytest.raises(Stopped):
+            await task
+        assert got == [n * 2 for n in range(len(got))]
+        assert batch.stats.items == len(got)
+
+    run(main)
+
+
+def test_a_source_is_read_by_one_task(run):
+    """So its timeouts, task groups and context variables are what they are in an `async for`."""
+    variable = contextvars.ContextVar("variable", default=0)
+    tasks = set()
+
+    async def items():
+        for number in range(20):
+            assert variable.get() == number
+            variable.set(number + 1)
+            tasks.add(asyncio.current_task())
+            yield number
+            await asyncio.sleep(0)
+
+    async def main():
+        batch = ubatch.aio.UBatch(4, handler=adoubled)
+        assert [n async for n in batch.stream(items())] == [n * 2 for n in range(20)]
+        assert len(tasks) == 1
 
     run(main)

@@ -8,7 +8,7 @@ Guarantees:
 - At most `workers` batches run at once. A batch is cut when a shift is free to run it, never before.
 - Each batch runs in a task and in a context of its own, an empty one: not in that of whoever came first.
 - A shift that is cancelled from outside, as all tasks are when a loop ends, loses nothing: one that has no batch
-  yet is replaced, one that has makes its callers' error of it. So does the handler's own `CancelledError`.
+  yet is replaced a little later, if the loop goes on; one that has makes its callers' error of it.
 - All outcomes of a batch are set in one step; callers come back before the next shift looks at the queue.
 - Nothing is pending while nothing runs: a hold is a timer, not a task.
 
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 NEVER = sys.maxsize
 """`wake_at` while nobody needs to be told of new items."""
+
+MOMENT = 0.01
+"""Seconds after which a shift follows one that was cancelled: a loop that is ending has ended by then."""
 
 serving: contextvars.ContextVar[Shift | None] = contextvars.ContextVar("ubatch_serving", default=None)
 """The shift whose handler runs; also in tasks and threads that the handler starts, as they inherit its context."""
@@ -140,10 +143,7 @@ class Home:
         queue = self.schedule.queue
         queue.append(ticket)
         if len(queue) >= self.wake_at:
-            if job.started:
-                self.attend()
-            elif not self._warned:
-                self._warn([ticket])
+            self._attend_to([ticket])
         return ticket.future
 
     def put_all(self, calls: Iterable[tuple[Any, ...]]) -> list[asyncio.Future[Any]]:
@@ -159,18 +159,20 @@ class Home:
         queue = self.schedule.queue
         queue.extend(tickets)
         if tickets and len(queue) >= self.wake_at:
+            self._attend_to(tickets)
+        return [ticket.future for ticket in tickets]
+
+    def _attend_to(self, tickets: Sequence[Ticket]) -> None:
+        """Nobody has looked at the queue since these were put there. If that fails, their calls have failed."""
+        job = self.job
+        try:
             if job.started:
                 self.attend()
             elif not self._warned:
-                self._warn(tickets)
-        return [ticket.future for ticket in tickets]
-
-    def _warn(self, tickets: Sequence[Ticket]) -> None:
-        self._warned = True
-        missing = "set_handler() and start()" if self.job.handler is None else "start()"
-        try:
-            warnings.warn(f"batcher {self.job.name!r}: items wait for {missing}", RuntimeWarning, stacklevel=4)
-        except BaseException:  # made an error by the program's filters: then the call has failed
+                self._warned = True
+                missing = "set_handler() and start()" if job.handler is None else "start()"
+                warnings.warn(f"batcher {job.name!r}: items wait for {missing}", RuntimeWarning, stacklevel=4)
+        except BaseException:  # no memory, no stack; or the program's filters make an error of a warning
             for ticket in tickets:
                 self.schedule.withdraw(ticket)
             raise
@@ -186,23 +188,31 @@ class Home:
             self.wake_at = NEVER
 
     def resume(self) -> None:
-        """The batcher was started."""
+        """The batcher was started: who waits for it to be done need not any more."""
+        self._release(done=False)
         if self.schedule.queue:
             self.attend()
 
     def reconsider(self) -> None:
-        """The policy, or what it goes by, has changed, or the callers of some items have left: look again."""
+        """The policy, or what it goes by, has changed: look again."""
         if self.schedule.queue and self._timer is not None:
             self.attend()
 
     # -- working ------------------------------------------------------------------------------------------
 
     def _hire(self) -> None:
+        shift = Shift(self)
+        work = self._serve(shift)
+        try:
+            # the class itself: a task factory may run tasks at once, before others have put what they have
+            shift.task = contextvars.Context().run(partial(asyncio.Task, work, loop=self.loop))
+            shift.task.add_done_callback(partial(self._ended, shift))
+        except BaseException:
+            work.close()
+            self.wake_at = 1
+            raise
+        self.looking = shift
         self.wake_at = NEVER
-        self.looking = shift = Shift(self)
-        # the class itself: a task factory may run tasks at once, before others have put what they have
-        shift.task = contextvars.Context().run(partial(asyncio.Task, self._serve(shift), loop=self.loop))
-        shift.task.add_done_callback(partial(self._ended, shift))
 
     async def _serve(self, shift: Shift) -> None:
         """Cut a batch, unless the policy says to wait; have the handler called; deliver."""
@@ -228,7 +238,7 @@ class Home:
             self.wake_at = 1
         serving.set(shift)
         attempt = Attempt()
-        sound = True
+        sound, cancelled = True, False
         handler, binder = job.handler, job.binder
         assert handler is not None and binder is not None, "a shift without a handler"
         call = handler if job.is_coroutine else partial(self._in_thread, handler)
@@ -236,14 +246,16 @@ class Home:
         for args, kwargs in attempt.calls(batch, binder):
             try:
                 attempt.output = await call(*args, **kwargs)
-            except GeneratorExit:  # the loop is gone, and everybody with it
-                raise
             except BaseException as error:
+                if isinstance(error, GeneratorExit) and not self.loop.is_running():
+                    raise  # the loop is gone, and everybody with it
+                cancelled = isinstance(error, asyncio.CancelledError)
                 error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # without this frame
                 attempt.output = Raised(error)
             if type(attempt.output) is Raised:
                 sound = False
             if not shift.batch:  # stop() gave up on it meanwhile
+                del batch, attempt
                 return
         done = monotonic()
         sound = sound and args is not None  # else no call fitted the handler
@@ -254,7 +266,13 @@ class Home:
         shift.batch = []
         deliver(batch, attempt.outcomes)
         self.busy.discard(shift)
-        self._follow()
+        if cancelled:  # the loop may be ending: then nobody looks at futures, and nothing new is begun
+            for ticket in batch:
+                _seen(ticket.future)
+            self._follow_later()
+        else:
+            self._follow()
+        del batch, attempt  # an exception's traceback refers to this frame: not to others' items
 
     async def _in_thread(self, handler: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call a plain function in one of as many threads as there are workers."""
@@ -262,20 +280,22 @@ class Home:
         context = contextvars.copy_context()  # so that the handler's thread knows whom it serves
         thread = self._threads.pop() if self._threads else UBatch(1, 0.0, handler=_call_each, name=self.job.name)
         try:
-            return (await thread.aubatch(lambda: context.run(_guarded, handler, args, kwargs)))[0]
-        finally:
+            result = await thread.aubatch(lambda: context.run(_guarded, handler, args, kwargs))
+        except BaseException:  # cancelled; the handler may run on
             if shift is not None and shift.batch:
-                self._threads.append(thread)
+                self._threads.insert(0, thread)  # the last to be taken
             else:  # stop() gave up on it
                 thread.stop(drain=False, timeout=0.0)
+            raise
+        self._threads.append(thread)
+        return result[0]
 
     def _cuts(self) -> bool:
         """Whether a batch leaves now; else somebody will look again when it is time."""
         job, policy, schedule, queue = self.job, self.policy, self.schedule, self.schedule.queue
         time_is_up, self._time_is_up = self._time_is_up, False
-        stale = schedule.stale
-        if stale:
-            self.counters.cancelled += schedule.purge(job.max_size)
+        gone = 0 if policy.passive else schedule.purge(job.max_size)  # else `take` passes over them
+        self.counters.cancelled += gone
         hold = None
         if not queue:
             if not policy.passive and not job.closed and not time_is_up:
@@ -285,7 +305,7 @@ class Home:
                 self.wake_at = 1
                 self._say_farewell()
                 return False
-        elif not policy.passive and not job.closed and not (time_is_up and len(queue) <= self._held and not stale):
+        elif not policy.passive and not job.closed and not (time_is_up and len(queue) <= self._held and not gone):
             oldest, newest = queue[0].arrived, queue[-1].arrived
             hold = policy.decide(monotonic(), len(queue), oldest, job.max_size, newest)
         if hold is None:
@@ -305,6 +325,20 @@ class Home:
         if self.looking is None:
             self.attend()
 
+    def _follow_later(self) -> None:
+        """Somebody looks at the queue in a moment, if the loop goes on until then, or with the next item."""
+        queue = self.schedule.queue
+        if self.looking is not None:
+            return
+        if all(ticket.left for ticket in queue):
+            self.counters.cancelled += len(queue)
+            queue.clear()
+            self.wake_at = 1
+            self._say_farewell()
+        else:
+            self.wake_at = len(queue) + 1
+            self._timer = self._timer or self.loop.call_later(MOMENT, self._ring)
+
     def _ended(self, shift: Shift, task: asyncio.Task[None]) -> None:
         """However it ended: see to it that all it had is delivered, and that somebody follows."""
         shift.task = None
@@ -312,14 +346,10 @@ class Home:
         if self.looking is shift:  # cancelled before it could look, or it died looking
             self.looking = None
             if error is None:
-                self.counters.cancelled += self.schedule.purge(NEVER)
-                if self.schedule.queue:
-                    self.attend()
-                else:  # the loop is ending, most likely
-                    self.wake_at = 1
-                    self._say_farewell()
+                self._follow_later()
             else:
-                self._bury(self.schedule.next(NEVER), error)
+                self._bury([*shift.batch, *self.schedule.next(NEVER)], error)
+                shift.batch = []
         if shift in self.busy:
             self.busy.discard(shift)
             self._bury(shift.batch, error)
@@ -343,10 +373,13 @@ class Home:
         """Items are refused from now on (`job.closed` is set): run what is queued, or give it up."""
         if not drain or self.job.handler is None:
             self._give_up_queue()
-        self._follow()
+        if self.schedule.queue or self._timer is not None:
+            self._follow()
+        else:
+            self._say_farewell()
 
     def quiet(self) -> asyncio.Future[bool]:
-        """A future that is done when there is nothing left to do."""
+        """A future that is true when there is nothing left to do, false if the batcher is started before."""
         future: asyncio.Future[bool] = self.loop.create_future()
         self._farewells.append(future)
         self._say_farewell()
@@ -357,10 +390,13 @@ class Home:
             return
         while self._threads and self.job.closed:
             self._threads.pop().stop(drain=False, timeout=0.0)
+        self._release(done=True)
+
+    def _release(self, done: bool) -> None:
         while self._farewells:
             future = self._farewells.pop()
             if not future.done():
-                future.set_result(True)
+                future.set_result(done)
 
     def abandon(self) -> None:
         """Give up on all that is left: its callers get `Stopped`, the tasks of running handlers are cancelled."""
@@ -390,6 +426,12 @@ def deliver(tickets: Sequence[Ticket], outcomes: Sequence[Any]) -> None:
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
+
+
+def _seen(future: asyncio.Future[Any]) -> None:
+    """Nothing is logged if nobody asks for its exception."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _call_each(calls: list[Callable[[], Any]]) -> list[tuple[Any]]:

@@ -41,14 +41,30 @@ def stream(submit: Callable[[T], Future[U]], items: Iterable[T], ahead: int) -> 
         ahead: the largest number of items in flight.
     """
     flight: deque[Future[U]] = deque()
+    source = iter(items)
+    failure: Exception | None = None
     try:
-        for item in items:
-            flight.append(submit(item))
+        while True:
+            try:
+                item = next(source)
+            except StopIteration:
+                break
+            except Exception as error:  # in its turn: what came before it is in flight
+                failure = error
+                break
+            try:
+                flight.append(submit(item))
+            except Exception as error:
+                failure = error
+                break
             while flight and (len(flight) >= ahead or flight[0].done()):
                 yield flight.popleft().result()
         while flight:
             yield flight.popleft().result()
+        if failure is not None:
+            raise failure
     finally:  # an error, or the consumer has had enough
+        failure = None
         for future in flight:
             future.cancel()
 
@@ -58,64 +74,119 @@ async def astream(
 ) -> AsyncIterator[U]:
     """`stream` for coroutines; `items` may be asynchronous, and is then read while results are waited for."""
     flight: deque[asyncio.Future[U]] = deque()
-    source = _Source(items)
+    source = _source(items)
+    failure: Exception | None = None
     try:
         while True:
             if not source.ended and len(flight) < ahead and not (flight and flight[0].done()):
-                if await source.ready(flight[0] if flight else None):
-                    flight.append(submit(source.take()))
+                try:
+                    if await source.ready(flight[0] if flight else None):
+                        flight.append(submit(source.take()))
+                except Exception as error:  # in its turn: what came before it is in flight
+                    source.ended, failure = True, error
             elif flight:
                 yield await flight.popleft()
+            elif failure is not None:
+                raise failure
             else:
                 return
     finally:
+        failure = None
         for future in flight:
             future.cancel()
         await source.close()
 
 
-class _Source:
-    """An iterable or asynchronous iterable, one item of which may be there already."""
+def _source(items: Any) -> _Source | _AsyncSource:
+    return _AsyncSource(items) if hasattr(items, "__aiter__") else _Source(items)
 
-    def __init__(self, items: Any) -> None:
+
+class _Source:
+    """An iterable, read one item at a time."""
+
+    def __init__(self, items: Iterable[Any]) -> None:
         self.ended = False
-        self._asynchronous = hasattr(items, "__aiter__")
-        self._iterator = aiter(items) if self._asynchronous else iter(items)
+        self._iterator = iter(items)
         self._item: Any = None
-        self._next: asyncio.Future[Any] | None = None  # of an asynchronous one: the item that it is asked for
 
     async def ready(self, other: asyncio.Future[Any] | None) -> bool:
         """Wait for an item, or until `other` is done; whether there is one to `take`."""
         try:
-            if not self._asynchronous:
-                self._item = next(self._iterator)
-                return True
-            import asyncio
-
-            if self._next is None:
-                self._next = asyncio.ensure_future(anext(self._iterator))
-            waited = [self._next] if other is None else [self._next, other]
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-            if not self._next.done():
-                return False
-            task, self._next = self._next, None
-            self._item = task.result()
-            return True
-        except (StopIteration, StopAsyncIteration):
+            self._item = next(self._iterator)
+        except StopIteration:
             self.ended = True
-            return False
+        return not self.ended
 
     def take(self) -> Any:
         item, self._item = self._item, None
         return item
 
     async def close(self) -> None:
-        """Give up on the item that was asked for: nobody reads on."""
-        task, self._next = self._next, None
+        """Nobody reads on."""
+
+
+class _AsyncSource:
+    """An asynchronous iterable, read one item at a time, by one task of its own.
+
+    One for all of them, as it is the task that timeouts, task groups and context variables of the source belong to.
+    """
+
+    def __init__(self, items: AsyncIterable[Any]) -> None:
+        self.ended = False
+        self._items = items
+        self._item: asyncio.Future[Any] | None = None  # the one that is waited for
+        self._task: asyncio.Task[None] | None = None
+        self._asked: asyncio.Event | None = None
+
+    async def ready(self, other: asyncio.Future[Any] | None) -> bool:
+        """As of `_Source`."""
+        import asyncio
+
+        if self._task is None or self._asked is None:
+            self._asked = asyncio.Event()
+            self._task = asyncio.ensure_future(self._read(self._asked))
+            self._task.add_done_callback(_seen)
+        if self._item is None:
+            self._item = asyncio.get_running_loop().create_future()
+            self._asked.set()
+        waited = [self._item, self._task] if other is None else [self._item, self._task, other]
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if self._item.done():
+            return True
+        if self._task.done():
+            self.ended = True
+            try:
+                self._task.result()
+            finally:
+                del waited, other  # the traceback refers to this frame: no cycle through it
+                self._task = None
+        return False
+
+    def take(self) -> Any:
+        assert self._item is not None
+        item, self._item = self._item.result(), None
+        return item
+
+    async def close(self) -> None:
+        """Nobody reads on."""
+        task, self._task = self._task, None
         if task is not None:
             import asyncio
 
             task.cancel()
             await asyncio.wait([task])
-            if not task.cancelled():
-                task.exception()  # seen
+
+    async def _read(self, asked: asyncio.Event) -> None:
+        await asked.wait()
+        async for item in self._items:
+            assert self._item is not None
+            asked.clear()
+            self._item.set_result(item)
+            del item
+            await asked.wait()
+
+
+def _seen(task: asyncio.Task[None]) -> None:
+    """Nothing is logged if nobody asks for its exception."""
+    if not task.cancelled():
+        task.exception()

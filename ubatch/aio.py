@@ -144,7 +144,7 @@ class UBatch(Generic[T, U]):
                 loop fails with `Stopped`, and the tasks of running handlers are cancelled.
 
         Returns:
-            Whether all was done in time.
+            Whether all was done in time, and before somebody called `start`.
 
         Raises:
             TypeError, ValueError: `timeout` is negative or not a number.
@@ -155,10 +155,12 @@ class UBatch(Generic[T, U]):
         self._tell(Home.close, drain)
         if self._is_own_worker(home):
             return False
-        done, _ = await asyncio.wait([home.quiet()], timeout=timeout)
-        if not done and self._job.closed:  # not if a start() has overtaken
-            home.abandon()
-        return bool(done)
+        quiet = home.quiet()
+        await asyncio.wait([quiet], timeout=timeout)
+        if quiet.done():
+            return quiet.result()
+        home.abandon()
+        return False
 
     astop = stop
 
@@ -205,7 +207,6 @@ class UBatch(Generic[T, U]):
             return await future
         except (asyncio.CancelledError, GeneratorExit):
             future.cancel()
-            home.schedule.stale = True
             raise
         finally:
             del future  # the traceback refers to this frame: no cycle through it
@@ -249,12 +250,11 @@ class UBatch(Generic[T, U]):
         try:
             return await outcomes_of(futures)
         except BaseException:
-            for future in futures:
-                future.cancel()
-            home.schedule.stale = True
+            while futures:
+                futures.pop().cancel()
             raise
         finally:
-            del futures
+            del futures  # the traceback refers to this frame: no cycle through it
 
     amap = map
 
@@ -273,9 +273,16 @@ class UBatch(Generic[T, U]):
             As `ubatch`, when the item's turn comes.
         """
         ahead = checked_ahead(ahead, self._job.max_size * (self._job.workers + 1))
-        return astream(self.submit, items, ahead)
+        return astream(self._submit_and_wait, items, ahead)
 
     astream = stream
+
+    def _submit_and_wait(self, item: T) -> asyncio.Future[U]:
+        """`submit` for who is about to wait."""
+        home = self._home()
+        if self._is_own_worker(home):
+            raise self._own_worker()
+        return home.put((item,), {})
 
     # -- looking at it ------------------------------------------------------------------------------------
 
@@ -326,6 +333,11 @@ class UBatch(Generic[T, U]):
         for home in list(self._homes.values()):
             home.policy = policy_for(self._job.timeout, self._job.workers)
         self._tell(Home.reconsider)
+
+    def __del__(self) -> None:
+        job = getattr(self, "_job", None)
+        if job is not None and not job.started:  # nobody will
+            self._tell(Home.close, False)
 
     def __repr__(self) -> str:
         job, stats = self._job, self.stats

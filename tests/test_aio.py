@@ -396,6 +396,26 @@ def test_an_idle_batcher_does_nothing(virtual):
     virtual(main)
 
 
+@pytest.mark.parametrize("timeout", [None, 0.005])
+def test_a_clock_that_jumps(monkeypatch, run, timeout):
+    """To and fro, or stands still: nothing is lost, and nothing waits for long."""
+    rng = random.Random(5)
+    monkeypatch.setattr(ubatch._loop, "monotonic", lambda: time.monotonic() + rng.choice([-1e3, -0.01, 0, 0.01, 1e3]))
+    handler = Handler(a=0.001)
+
+    async def main():
+        batch = UBatch(4, timeout=timeout, handler=handler)
+
+        async def caller(n):
+            for _ in range(10):
+                assert await batch.ubatch(n) == ("result", n)
+
+        await asyncio.wait_for(asyncio.gather(*(caller(n) for n in range(3))), 8)
+        assert batch.stats.items == 30
+
+    run(main)
+
+
 # -- leaving ----------------------------------------------------------------------------------------------
 
 

@@ -296,10 +296,10 @@ class Home:
         time_is_up, self._time_is_up = self._time_is_up, False
         gone = 0 if policy.passive else schedule.purge(job.max_size)  # else `take` passes over them
         self.counters.cancelled += gone
-        hold = None
+        hold, now = None, monotonic()
         if not queue:
             if not policy.passive and not job.closed and not time_is_up:
-                hold = policy.expect(monotonic(), job.max_size)
+                hold = policy.expect(now, job.max_size)
             if hold is None:
                 self.looking = None
                 self.wake_at = 1
@@ -307,13 +307,13 @@ class Home:
                 return False
         elif not policy.passive and not job.closed and not (time_is_up and len(queue) <= self._held and not gone):
             oldest, newest = queue[0].arrived, queue[-1].arrived
-            hold = policy.decide(monotonic(), len(queue), oldest, job.max_size, newest)
+            hold = policy.decide(now, len(queue), oldest, job.max_size, newest)
         if hold is None:
             return True
         self.looking = None
         self.wake_at = hold.wake_at
         self._held = len(queue)
-        self._timer = self.loop.call_later(max(hold.until - monotonic(), 0.0), self._ring)
+        self._timer = self.loop.call_later(max(hold.until - now, 0.0), self._ring)
         return False
 
     def _ring(self) -> None:

@@ -6,11 +6,18 @@ Greenlets are here. `UBATCH_STRESS_SECONDS` says how long each test takes, `UBAT
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import os
+import random
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from ubatch import HandlerFailed, Stopped, WorkerDied, aio
 
 SOAK = Path(__file__).resolve().parents[1] / "benchmarks" / "soak.py"
 SECONDS = float(os.environ.get("UBATCH_STRESS_SECONDS", "3"))
@@ -144,3 +151,110 @@ def test_greenlets(run_python, seed, patched):
         timeout=SECONDS + 100,
         stderr=None,  # what killed greenlets leave there
     )
+
+
+@pytest.mark.usefixtures("_uvloop_is_open")
+@pytest.mark.parametrize("plain", [False, True], ids=["coroutines", "plain functions"])
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+def test_event_loops(seed, kind, plain, caplog, request):
+    """`ubatch.aio`: all faces, while tasks are cancelled and the batcher stops, starts and changes."""
+    new_loop = request.getfixturevalue("uvloop").new_event_loop if kind == "uvloop" else asyncio.new_event_loop
+    end = time.monotonic() + SECONDS
+    runs = 0
+    while time.monotonic() < end:
+        loop = new_loop()
+        try:
+            loop.run_until_complete(on_a_loop(random.Random(seed + runs), plain))
+        except BaseException:
+            print(f"run {runs}")
+            raise
+        finally:
+            loop.close()
+        runs += 1
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+async def on_a_loop(rng: random.Random, plain: bool) -> None:
+    """Some tasks, some trouble; then everything has resolved, and the batcher works and is at rest."""
+    seen: Counter[object] = Counter()
+
+    def function(items):
+        seen.update(items)
+        return outcome(items)
+
+    def outcome(items):
+        if rng.random() < 0.1:
+            raise rng.choice([ValueError("all"), asyncio.CancelledError("own"), SystemExit(3)])
+        return [ValueError("one") if rng.random() < 0.03 else ("result", item) for item in items]
+
+    async def coroutine(items):
+        seen.update(items)
+        await asyncio.sleep(rng.choice([0, 0, 0.001, 0.003]))
+        return outcome(items)
+
+    batch = aio.UBatch(
+        rng.choice([1, 3, 8]),
+        rng.choice([None, 0, 0.005]),
+        handler=function if plain else coroutine,
+        workers=rng.choice([1, 2, 3]),
+    )
+    futures: list[asyncio.Future[object]] = []
+
+    async def caller(number):
+        await asyncio.sleep(rng.random() * 0.03)
+        face = rng.randrange(5)
+        if face == 0:
+            assert await batch.ubatch(number) == ("result", number)
+        elif face == 1:
+            items = [(number, place) for place in range(rng.randrange(7))]
+            assert await batch.map(items) == [("result", item) for item in items]
+        elif face == 2:
+            await asyncio.wait_for(batch.ubatch(number), rng.random() * 0.01)
+        elif face == 3:
+            futures.append(future := batch.submit(number))
+            if rng.random() < 0.5:
+                await asyncio.sleep(rng.random() * 0.003)
+                future.cancel()
+        else:
+            results = batch.stream([(number, place) for place in range(9)], ahead=rng.choice([None, 1, 3]))
+            try:
+                for place in range(rng.randrange(9)):
+                    assert await anext(results) == ("result", (number, place))
+            finally:
+                await results.aclose()
+
+    async def trouble():
+        for _ in range(rng.randrange(5, 25)):
+            await asyncio.sleep(rng.random() * 0.004)
+            what = rng.random()
+            if what < 0.35:
+                share = 1.0 if what < 0.05 else 0.2
+                for task in asyncio.all_tasks() - {me, troubled}:
+                    if rng.random() < share:
+                        task.cancel()
+            elif what < 0.5:
+                await batch.stop(drain=rng.random() < 0.5, timeout=rng.choice([0, 0.001, 0.01, None]))
+                batch.start()
+            elif what < 0.6:
+                batch.timeout, batch.max_size = rng.choice([None, 0, 0.005]), rng.choice([1, 3, 8])
+
+    me = asyncio.current_task()
+    callers = [asyncio.ensure_future(caller(number)) for number in range(rng.choice([5, 30, 60]))]
+    troubled = asyncio.ensure_future(trouble())
+    _, pending = await asyncio.wait([*callers, troubled], timeout=20)
+    assert not pending
+    troubled.result()
+    if futures:
+        _, pending = await asyncio.wait(futures, timeout=20)
+        assert not pending
+    allowed = (ValueError, HandlerFailed, Stopped, WorkerDied, asyncio.TimeoutError)
+    for future in [*callers, *futures]:
+        error = None if future.cancelled() else future.exception()
+        assert error is None or isinstance(error, allowed), error
+    assert set(seen.values()) <= {1}
+    await asyncio.gather(*(batch.ubatch(("last", number)) for number in range(20)), return_exceptions=True)
+    assert await asyncio.wait_for(batch.stop(), 20)
+    stats = batch.stats
+    assert (stats.queued, stats.running) == (0, 0)
+    assert stats.items == sum(seen.values()) or (plain and stats.items > sum(seen.values()))  # cancelled on the way

@@ -115,10 +115,10 @@ def _line(results: Results, row: Row, judged: Sequence[Judged]) -> Line | None:
 
 
 def _ours(cell: Cell, row: Row) -> str | None:
-    """Our face in the cell, `ubatch.aio` before others, as where tasks call there is nothing else to choose."""
+    """Our face in the cell: `ubatch.aio` where tasks call, as there is nothing else to choose there."""
     found = [name for name in cell.entries if is_ours(name) and cell.entries[name].median(row.figure) is not None]
     alike = [name for name in found if row.face in (None, cell.face(name))]
-    return next((name for name in alike if plain(name) != OURS), alike[0] if alike else None)
+    return next((name for name in alike if (plain(name) != OURS) == (row.face == "tasks")), alike[0] if alike else None)
 
 
 def _nobody(cell: Cell, row: Row) -> str:

@@ -42,11 +42,12 @@ from functools import partial
 from . import _native
 from ._attempt import Attempt, Raised, description
 from ._binding import UNBOUND, Binder
+from ._lanes import Lanes, Rules, too_late
 from ._native import get_ident, monotonic
 from ._policy import Adaptive, Window
-from ._schedule import Fifo
+from ._schedule import Fifo, claim_all
 from ._waiters import PENDING, BlockingTicket, ThreadTicket, Ticket, blocking, deliver
-from .errors import Stopped, WorkerDied
+from .errors import DeadlineExceeded, QueueFull, Stopped, WorkerDied
 from .stats import Counters
 
 TYPE_CHECKING = False
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from ._lanes import Asked
     from .stats import Stats
 
 NEVER = sys.maxsize
@@ -121,15 +123,17 @@ NOBODY = Seat()
 class Driver:
     """The engine under `UBatch`; see the head of the file."""
 
-    def __init__(self, name: str, max_size: int, policy: Window | Adaptive) -> None:
+    def __init__(self, name: str, max_size: int, policy: Window | Adaptive, rules: Rules) -> None:
         self._name = name
         self._max_size = max_size
         self._policy = policy
+        self._rules = rules
         self._handler: Callable[..., Any] | None = None
         self._binder: Binder | None = None
         self._started = False  # whether a worker may come
         self._closed = False  # whether items are refused
         self._warned = False
+        self._simple = False  # whether a call with one argument needs but to be appended
         self._fresh()
         _living[id(self)] = weakref.ref(self, partial(_forget, id(self)))
 
@@ -137,7 +141,10 @@ class Driver:
         """Make all that a forked child must not share with its parent."""
         self._lock = _native.reentrant_lock()  # guards the setting of _seat
         self._seat = NOBODY
-        self._schedule = Fifo()
+        self._sorting = _native.reentrant_lock()  # guards what Lanes wants done by one at a time; taken after _lock
+        self._schedule: Fifo | Lanes = Fifo()
+        if self._rules.special:
+            self._specialise()
         self._counters = Counters()  # written by the worker alone
         self._given_up = Counters()  # what others count; guarded by _lock
         self._farewells: deque[Ticket] = deque()  # of those who wait until the worker has nothing left to do
@@ -145,7 +152,7 @@ class Driver:
 
     def __del__(self) -> None:
         schedule = getattr(self, "_schedule", None)
-        if schedule is not None and schedule.queue:  # there never was a worker, and never will be
+        if schedule is not None and schedule:  # there never was a worker, and never will be
             self._give_up_queue(partial(Stopped, self._name))
 
     def _snapshot(self) -> Stats:
@@ -163,15 +170,12 @@ class Driver:
         Raises:
             TypeError: its arguments do not fit the handler.
             Stopped: the batcher accepts nothing.
+            QueueFull: there is no room.
             WorkerDied: no worker thread can be started.
         """
-        if self._closed:
-            raise Stopped(self._name)
-        binder = self._binder
-        if binder is None:
-            ticket.call = UNBOUND
-        elif ticket.kwargs or len(ticket.args) != 1 or not binder.accepts_one:
-            ticket.call = binder.bind(ticket.args, ticket.kwargs)
+        if not self._simple or ticket.kwargs or len(ticket.args) != 1:
+            self._accept([ticket])
+            return
         queue = self._schedule.queue
         queue.append(ticket)
         seat = self._seat
@@ -181,29 +185,99 @@ class Driver:
             else:
                 self._attend([ticket])
 
-    def _put_all(self, tickets: Sequence[Ticket]) -> None:
-        """Accept all tickets at one moment, or none. Raises as `_put`."""
+    def _put_all(self, tickets: Sequence[Ticket], asked: Asked | None = None) -> None:
+        """Accept all tickets at one moment, or none. Raises as `_accept`."""
+        now = monotonic()
+        for ticket in tickets:
+            ticket.arrived = now  # not when it was made: the caller's iterable may have taken its time
+        self._accept(tickets, asked)
+
+    def _accept(self, tickets: Sequence[Ticket], asked: Asked | None = None) -> None:
+        """Accept all tickets, or none, as is asked. Raises as `_put`, and what `key` and `weight` raise."""
         if self._closed:
             raise Stopped(self._name)
         if not tickets:
             return
         binder = self._binder
-        now = monotonic()
         for ticket in tickets:
             ticket.call = UNBOUND if binder is None else binder.bind(ticket.args, ticket.kwargs)
-            ticket.arrived = now  # not when it was made: the caller's iterable may have taken its time
-        self._schedule.queue.extend(tickets)
+        schedule = self._schedule
+        if asked is not None or schedule.special:
+            for ticket in tickets:
+                ticket.terms = self._rules.terms(ticket.args, ticket.kwargs, ticket.arrived, asked)
+            schedule = self._specialise()
+            hasty = self._offer(schedule, tickets)
+        else:
+            schedule.queue.extend(tickets)
+            hasty = False
         seat = self._seat
-        if len(self._schedule.queue) >= seat.wake_at:
+        if hasty or len(schedule.queue) >= seat.wake_at:
             if seat.wake_at:
                 seat.wake(self)
             else:
                 self._attend(tickets)
 
+    def _specialise(self) -> Lanes:
+        """See to it that items may have terms, from now on."""
+        schedule = self._schedule
+        if not isinstance(schedule, Lanes):
+            with self._lock:
+                schedule = self._schedule
+                if not isinstance(schedule, Lanes):
+                    self._policy.observe()
+                    schedule = self._schedule = Lanes(schedule, self._rules)
+                    self._simplify()
+        return schedule
+
+    def _simplify(self) -> None:
+        """Find out anew whether calls with one argument need but to be appended."""
+        with self._lock:
+            binder = self._binder
+            closed = self._closed or not self._started
+            self._simple = binder is not None and binder.accepts_one and not (closed or self._schedule.special)
+
+    def _offer(self, lanes: Lanes, tickets: Sequence[Ticket]) -> bool:
+        """Queue tickets with terms, or put them in the lobby; whether the worker is to look at them in any case."""
+        first, now = tickets[0].terms, monotonic()
+        assert first is not None
+        if first.expires <= now:
+            raise DeadlineExceeded(self._name, first.deadline)
+        limit = self._rules.max_queue
+        if limit is None:
+            lanes.queue.extend(tickets)
+        else:
+            block = self._rules.block and get_ident() != self._seat.thread  # who makes room cannot wait for it
+            with self._sorting:
+                accepted = lanes.offer(tickets, now, block)
+            if lanes.expired:
+                self._let_in(lanes)
+            if accepted is None:
+                with self._lock:
+                    self._given_up.rejected += len(tickets)
+                raise QueueFull(self._name, limit)
+            for ticket in tickets[:accepted]:
+                ticket.admit(True)
+        return first.expires < lanes.tight and 0 < self._seat.wake_at < NEVER
+
+    def _let_in(self, lanes: Lanes) -> None:
+        """There may be room: let in those who wait for it. Tell those whose time is up."""
+        held = Seat()
+        self._leaving.add(held)
+        with self._sorting:
+            let_in: list[Any] = lanes.let_in()
+            held.batch, lanes.expired = lanes.expired, []
+        for ticket in let_in:
+            ticket.admit(True)
+        if held.batch:
+            with self._lock:
+                self._given_up.expired += len(held.batch)
+            deliver(held.batch, [DeadlineExceeded(self._name, ticket.terms.deadline) for ticket in held.batch])
+        self._leaving.discard(held)
+
     def _attend(self, tickets: Sequence[Ticket]) -> None:
         """The slow half of `_put`: nobody sits at the queue that the tickets are in."""
         with self._lock:
-            refused = self._closed and [ticket for ticket in tickets if self._schedule.withdraw(ticket)]
+            refused = self._closed and self._withdraw(tickets)
         if refused:
             raise Stopped(self._name)
         if self._started:
@@ -212,11 +286,19 @@ class Driver:
             self._warned = True
             missing = "set_handler() and start()" if self._handler is None else "start()"
             try:
-                warnings.warn(f"batcher {self._name!r}: items wait for {missing}", RuntimeWarning, stacklevel=4)
+                warnings.warn(f"batcher {self._name!r}: items wait for {missing}", RuntimeWarning, stacklevel=5)
             except BaseException:  # made an error by the program's filters: then the call has failed
-                for ticket in tickets:
-                    self._schedule.withdraw(ticket)
+                self._withdraw(tickets)
                 raise
+
+    def _withdraw(self, tickets: Sequence[Ticket]) -> bool:
+        """Take back what nobody has taken; whether there was any."""
+        schedule = self._schedule
+        with self._sorting:
+            found = [ticket for ticket in tickets if schedule.withdraw(ticket)]
+        if isinstance(schedule, Lanes):
+            self._let_in(schedule)
+        return bool(found)
 
     def _reconsider(self) -> None:
         """The policy, or what it goes by, has changed: let the worker look again."""
@@ -228,7 +310,18 @@ class Driver:
         """Their callers are gone: drop those that no batch has yet, and keep the chain of wake-ups whole."""
         for ticket in tickets:
             ticket.leave()
-        self._schedule.stale = True
+        schedule = self._schedule
+        schedule.stale = True
+        if schedule.special:
+            self._make_room()
+
+    def _make_room(self, _: object = None) -> None:
+        """An item's caller has left: there may be room for those who wait for it."""
+        schedule = self._schedule
+        if isinstance(schedule, Lanes) and schedule.lobby:
+            with self._sorting:
+                schedule.purge(NEVER, monotonic())
+            self._let_in(schedule)
 
     def _call_worker(self) -> None:
         """Wake the worker; hire one if there is none."""
@@ -272,12 +365,11 @@ class Driver:
 
     def _serve(self, seat: Seat) -> None:
         """Run batches until nothing is queued, or the seat is another's; then `wake_at` says that it sleeps."""
-        schedule = self._schedule
-        queue = schedule.queue
+        queue = self._schedule.queue
         seat.wake_at = NEVER
         while self._seat is seat:
-            policy = self._policy
-            if not queue:
+            policy, schedule = self._policy, self._schedule
+            if not queue and not schedule.sorted:
                 if not policy.passive and not self._closed:
                     self._await_returners(seat)
                     if queue:
@@ -302,36 +394,69 @@ class Driver:
 
     def _hold(self, seat: Seat) -> bool:
         """Wait if the policy says so; `False` if it says to cut."""
-        schedule = self._schedule
+        schedule, policy = self._schedule, self._policy
+        enough = 0
         if schedule.stale:
-            self._counters.cancelled += schedule.purge(self._max_size)
-        policy = self._policy
+            self._purge()
         if policy.passive:
             return False
+        now, queued = monotonic(), len(schedule)
         try:
-            oldest, newest = schedule.queue[0].arrived, schedule.queue[-1].arrived
+            if isinstance(schedule, Fifo):
+                hold = schedule.hold(policy, now, self._max_size)
+            else:
+                with self._sorting:
+                    hold = schedule.hold(policy, now, self._max_size)
+                enough = 1  # there may be a deadline among those that came meanwhile
         except IndexError:
             return True
-        now, queued = monotonic(), len(schedule.queue)
-        hold = policy.decide(now, queued, oldest, self._max_size, newest)
         if hold is None:
             return False
         seat.wake_at = hold.wake_at
         woken = True
-        if len(schedule.queue) < hold.wake_at and not self._closed:
+        if len(schedule.queue) < (enough or hold.wake_at) and not self._closed:
             woken = seat.pause(min(max(hold.until - now, 0.0), _native.MAX_WAIT))
         seat.wake_at = NEVER
         # else time is up, whatever the clock says now; a burst that goes on, or a dismissal, is another matter
-        return woken or schedule.stale or len(schedule.queue) > queued or self._seat is not seat
+        return woken or schedule.stale or len(schedule) > queued or self._seat is not seat
+
+    def _purge(self) -> None:
+        """Throw away queued items that do not count any more."""
+        schedule = self._schedule
+        if isinstance(schedule, Fifo):
+            self._counters.cancelled += schedule.purge(self._max_size)
+            return
+        with self._sorting:
+            schedule.purge(self._max_size, monotonic())
+        self._count_gone(schedule)
+        self._let_in(schedule)
+
+    def _take(self, schedule: Lanes, batch: list[Any]) -> None:
+        """Take a batch of tickets with terms."""
+        with self._sorting:
+            schedule.take(self._max_size, batch, monotonic())
+        self._counters.cancelled += claim_all(batch)
+        self._count_gone(schedule)
+        if schedule.lobby or schedule.expired:
+            self._let_in(schedule)
+
+    def _count_gone(self, schedule: Lanes) -> None:
+        with self._sorting:
+            self._counters.cancelled += schedule.gone
+            schedule.gone = 0
 
     def _run(self, seat: Seat) -> None:
         """Cut a batch, call the handler, deliver."""
         batch: list[Any] = []
         seat.batch = batch
         handler, binder, counters = self._handler, self._binder, self._counters
-        cancelled = self._schedule.take(self._max_size, batch)
-        if cancelled:
-            counters.cancelled += cancelled
+        schedule = self._schedule
+        if isinstance(schedule, Lanes):
+            self._take(schedule, batch)
+        else:
+            cancelled = schedule.take(self._max_size, batch)
+            if cancelled:
+                counters.cancelled += cancelled
         if not batch:
             return
         assert handler is not None and binder is not None, "a worker without a handler"
@@ -346,7 +471,10 @@ class Driver:
         timed = watched or len(batch) > 1  # who wakes a single caller need not know how long it took
         began = monotonic() if timed else 0.0
         if watched:
-            policy.cut(began, [ticket.arrived for ticket in batch], len(self._schedule), self._max_size)
+            arrived = [ticket.arrived for ticket in batch]
+            if schedule.special:
+                arrived.sort()
+            policy.cut(began, arrived, len(schedule), self._max_size)
         attempt = Attempt()
         args = kwargs = None
         sound = True
@@ -367,6 +495,8 @@ class Driver:
             return
         if attempt.errors:
             counters.errors += attempt.errors
+        if schedule.special:
+            counters.errors += too_late(batch, attempt.outcomes, monotonic())
         if watched and self._seat is seat:  # measured: done after delivery it costs more, as callers wait for the GIL
             policy.finished(done, len(batch), done - began, len(self._schedule), sound)
         deliver(batch, attempt.outcomes, done - began)
@@ -389,7 +519,7 @@ class Driver:
                 self._leaving.discard(seat)
                 return True
             self._seat = NOBODY
-            if self._schedule.queue:
+            if self._schedule:
                 self._seat = seat
                 return False
         finally:
@@ -429,7 +559,11 @@ class Driver:
         held = Seat()
         self._leaving.add(held)
         try:
-            cancelled = self._schedule.take(len(self._schedule), held.batch)
+            with self._sorting:
+                self._schedule.empty(held.batch)
+            for ticket in held.batch:
+                ticket.admit(False)
+            cancelled = claim_all(held.batch)
             with self._lock:
                 self._given_up.cancelled += cancelled
                 self._given_up.dropped += len(held.batch)
@@ -444,14 +578,33 @@ class Driver:
     # -- stopping -----------------------------------------------------------------------------------------
 
     def _close(self, drain: bool) -> None:
-        self._closed = True
+        with self._lock:
+            self._closed = True
+            self._simple = False
         if not drain or self._handler is None:
             self._give_up_queue(partial(Stopped, self._name))
+        else:
+            self._clear_lobby()
+
+    def _clear_lobby(self) -> None:
+        """Send away those who wait for room: they have not been accepted yet."""
+        schedule = self._schedule
+        if not isinstance(schedule, Lanes):
+            return
+        held = Seat()
+        self._leaving.add(held)
+        with self._sorting:
+            held.batch.extend(schedule.lobby)
+            schedule.lobby.clear()
+        for ticket in held.batch:
+            ticket.admit(False)
+        deliver(held.batch, [Stopped(self._name) for _ in held.batch])
+        self._leaving.discard(held)
 
     def _say_when_done(self, ticket: Ticket) -> None:
         """Deliver `ticket` when the worker has nothing left to do."""
         self._farewells.append(ticket)
-        if self._seat is NOBODY and (self._handler is None or not self._schedule.queue):
+        if self._seat is NOBODY and (self._handler is None or not self._schedule):
             self._farewell()
         else:
             try:
@@ -516,12 +669,12 @@ class Driver:
 
     def _forked(self) -> None:
         """In the child: start anew; what was inherited has nobody to run it. No inherited lock is touched."""
-        inherited: list[Any] = [*self._schedule.queue, *self._farewells]
+        inherited: list[Any] = [*self._schedule.next(NEVER), *self._farewells]
         for seat in {self._seat, *self._leaving}:
             inherited += seat.batch
             seat.mine.clear()
         self._fresh()
-        for ticket in inherited:
+        for ticket in {id(ticket): ticket for ticket in inherited}.values():
             ticket.orphan(WorkerDied(self._name, "it belongs to the parent of this forked process"))
 
 

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from . import _native
 from ._waiters import BlockingTicket, Ticket, blocking, deliver
 
+if TYPE_CHECKING:
+    from ._lanes import Lanes
+    from ._schedule import Fifo
+
 _log = logging.getLogger("concurrent.futures")  # where a future's callbacks that raise are always reported
-
-
-class Queue(Protocol):
-    """What a ticket knows of the queue that it is in."""
-
-    stale: bool
-    """To be set once the ticket's caller has left."""
 
 
 class _Waker:
@@ -48,11 +45,13 @@ class FutureTicket(Ticket, Future[Any]):
 
     home = "futures"
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], queue: Queue) -> None:
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], queue: Fifo | Lanes) -> None:
         Ticket.__init__(self, args, kwargs)
         Future.__init__(self)
         self._condition = _condition() if _native.threading_is_patched() else self._condition
-        self._queue: Queue | None = queue
+        self._queue: Fifo | Lanes | None = queue
+        self.gate: BlockingTicket | None = None  # what its caller waits by until there is room in the queue
+        self.late: Callable[[], Exception] | None = None  # makes the error of its deadline's passing
 
     def claim(self) -> bool:
         with self._condition:
@@ -98,6 +97,13 @@ class FutureTicket(Ticket, Future[Any]):
             queue.stale = True
         self.args, self.kwargs, self.call = (), {}, None
 
+    def expire(self) -> None:
+        """Its deadline has passed: whoever has it drops it."""
+        if self.late is not None and not self.done():
+            self.left = True
+            self._settle_safely(self.late())
+            self._forget()
+
     @staticmethod
     def wake_all(tickets: Sequence[FutureTicket], took: float | None) -> None:
         for ticket in tickets:
@@ -111,13 +117,21 @@ class FutureTicket(Ticket, Future[Any]):
                     continue
                 except RuntimeError:  # no thread: then at that risk
                     pass
-            try:
-                ticket._settle(outcome)
-            except BaseException:  # of a done-callback, most likely; or injected into this thread
-                _log.exception("exception calling callback for %r", ticket)
-                ticket._settle(outcome)
-                with ticket._condition:
-                    ticket._condition.notify_all()
+            ticket._settle_safely(outcome)
+
+    def _settle_safely(self, outcome: Any) -> None:
+        try:
+            self._settle(outcome)
+        except BaseException:  # of a done-callback, most likely; or injected into this thread
+            _log.exception("exception calling callback for %r", self)
+            self._settle(outcome)
+            with self._condition:
+                self._condition.notify_all()
+
+    def admit(self, accepted: bool) -> None:
+        gate, self.gate = self.gate, None
+        if gate is not None:
+            deliver([gate], [accepted])
 
     def locked_here(self) -> bool:
         condition: Any = self._condition
@@ -140,6 +154,8 @@ class FutureTicket(Ticket, Future[Any]):
             _native.destroy_hub()
 
     def _invoke_callbacks(self) -> None:
+        if self._state == "CANCELLED":
+            self.left = True  # for a callback that looks at the queue
         # as of any future, but one that raises SystemExit or the like does not stop those after it
         raised: BaseException | None = None
         for callback in self._done_callbacks:
@@ -160,6 +176,8 @@ class FutureTicket(Ticket, Future[Any]):
         # to the parent
         inherited: Any = self._condition
         self._condition = _condition()
+        if self.gate is not None:
+            self.gate.orphan(error)
         wakers = [callback for callback in self._done_callbacks if type(callback) is _Waker]
         self._done_callbacks: list[Any] = []
         self._waiters = []

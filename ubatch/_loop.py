@@ -29,11 +29,12 @@ from functools import partial
 
 from ._attempt import Attempt, Raised, description
 from ._binding import UNBOUND
+from ._lanes import INFINITE, Lanes, too_late
 from ._native import monotonic
 from ._options import policy_for
-from ._schedule import Fifo
+from ._schedule import Fifo, claim_all
 from .core import UBatch
-from .errors import Stopped, WorkerDied
+from .errors import DeadlineExceeded, QueueFull, Stopped, WorkerDied
 from .stats import Counters
 
 TYPE_CHECKING = False
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._binding import Binder, Call
+    from ._lanes import Asked, Rules, Terms
+    from ._schedule import Hold
 
 NEVER = sys.maxsize
 """`wake_at` while nobody needs to be told of new items."""
@@ -56,10 +59,22 @@ serving: contextvars.ContextVar[Shift | None] = contextvars.ContextVar("ubatch_s
 class Job:
     """What a batcher's homes have in common: the handler, the options, whether items are accepted."""
 
-    __slots__ = ("binder", "closed", "handler", "is_coroutine", "max_size", "name", "started", "timeout", "workers")
+    __slots__ = (
+        "binder",
+        "closed",
+        "handler",
+        "is_coroutine",
+        "max_size",
+        "name",
+        "rules",
+        "started",
+        "timeout",
+        "workers",
+    )
 
-    def __init__(self, name: str, max_size: int, timeout: float | None, workers: int) -> None:
+    def __init__(self, name: str, max_size: int, timeout: float | None, workers: int, rules: Rules) -> None:
         self.name = name
+        self.rules = rules
         self.max_size = max_size
         self.timeout = timeout
         self.workers = workers
@@ -73,13 +88,14 @@ class Job:
 class Ticket:
     """One call on its way: its arguments, and the future of its outcome."""
 
-    __slots__ = ("args", "arrived", "call", "future", "kwargs")
+    __slots__ = ("args", "arrived", "call", "future", "kwargs", "terms")
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], future: asyncio.Future[Any]) -> None:
         self.args = args
         self.kwargs = kwargs
         self.future = future
         self.call: Call | None = None
+        self.terms: Terms | None = None
         self.arrived = monotonic()
 
     @property
@@ -110,8 +126,10 @@ class Home:
         self.job = job
         self.loop = loop
         self.counters = Counters()
-        self.schedule = Fifo()
+        self.schedule: Fifo | Lanes = Fifo()
         self.policy = policy_for(job.timeout, job.workers)
+        if job.rules.special:
+            self.specialise()
         self.wake_at = 1
         self.looking: Shift | None = None  # the one that is about to look at the queue
         self.busy: set[Shift] = set()  # those that run a batch
@@ -124,12 +142,22 @@ class Home:
 
     # -- submitting ---------------------------------------------------------------------------------------
 
-    def put(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> asyncio.Future[Any]:
+    def put(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], asked: Asked | None = None, waits: bool = True
+    ) -> asyncio.Future[Any]:
         """Accept an item.
+
+        Args:
+            args, kwargs: of the call.
+            asked: what is special about it.
+            waits: whether it may wait for room.
 
         Raises:
             TypeError: the arguments do not fit the handler.
             Stopped: the batcher accepts nothing.
+            QueueFull: there is no room.
+            DeadlineExceeded: it had no time at all.
+            Exception: what `key` and `weight` raise.
         """
         job = self.job
         if job.closed:
@@ -140,13 +168,17 @@ class Home:
             ticket.call = UNBOUND
         elif kwargs or len(args) != 1 or not binder.accepts_one:
             ticket.call = binder.bind(args, kwargs)
-        queue = self.schedule.queue
+        schedule = self.schedule
+        if asked is not None or schedule.special:
+            self._put_with_terms([ticket], asked, waits)
+            return ticket.future
+        queue = schedule.queue
         queue.append(ticket)
         if len(queue) >= self.wake_at:
             self._attend_to([ticket])
         return ticket.future
 
-    def put_all(self, calls: Iterable[tuple[Any, ...]]) -> list[asyncio.Future[Any]]:
+    def put_all(self, calls: Iterable[tuple[Any, ...]], asked: Asked | None = None) -> list[asyncio.Future[Any]]:
         """Accept items of one positional argument or more each, all of them or none. Raises as `put`."""
         job = self.job
         if job.closed:
@@ -156,11 +188,85 @@ class Home:
         for ticket in tickets:
             ticket.call = UNBOUND if job.binder is None else job.binder.bind(ticket.args, {})
             ticket.arrived = now
-        queue = self.schedule.queue
-        queue.extend(tickets)
-        if tickets and len(queue) >= self.wake_at:
-            self._attend_to(tickets)
+        if tickets and (asked is not None or self.schedule.special):
+            self._put_with_terms(tickets, asked, waits=True)
+        elif tickets:
+            queue = self.schedule.queue
+            queue.extend(tickets)
+            if len(queue) >= self.wake_at:
+                self._attend_to(tickets)
         return [ticket.future for ticket in tickets]
+
+    def _put_with_terms(self, tickets: list[Ticket], asked: Asked | None, waits: bool) -> None:
+        rules, counters = self.job.rules, self.counters
+        for ticket in tickets:
+            ticket.terms = rules.terms(ticket.args, ticket.kwargs, ticket.arrived, asked)
+        lanes, now = self.specialise(), monotonic()
+        deadline, expires = tickets[0].terms.deadline, tickets[0].terms.expires  # type: ignore[union-attr]
+        if expires <= now:
+            raise DeadlineExceeded(self.job.name, deadline)
+        if rules.max_queue is None:
+            lanes.queue.extend(tickets)
+        else:
+            accepted = lanes.offer(tickets, now, rules.block and waits)
+            self._settle(lanes)
+            if accepted is None:
+                counters.rejected += len(tickets)
+                raise QueueFull(self.job.name, rules.max_queue)
+        if len(lanes.queue) >= self.wake_at or (self._timer is not None and expires < lanes.tight):
+            self._attend_to(tickets)
+        if expires < INFINITE:
+            self._set_timer(tickets, expires - now)
+        if rules.block and rules.max_queue is not None:
+            for ticket in tickets:
+                ticket.future.add_done_callback(self._left)
+
+    def specialise(self) -> Lanes:
+        """See to it that items may have terms, from now on."""
+        if not isinstance(self.schedule, Lanes):
+            self.policy.observe()
+            self.schedule = Lanes(self.schedule, self.job.rules)
+        return self.schedule
+
+    def _set_timer(self, tickets: list[Ticket], seconds: float) -> None:
+        """Let tickets expire, unless all are done before."""
+        timer = self.loop.call_later(seconds, self._expire, tickets)
+        pending = len(tickets)
+
+        def done(_: object) -> None:
+            nonlocal pending
+            pending -= 1
+            if not pending:
+                timer.cancel()
+
+        for ticket in tickets:
+            ticket.future.add_done_callback(done)
+
+    def _expire(self, tickets: list[Ticket]) -> None:
+        deliver(tickets, [DeadlineExceeded(self.job.name, ticket.terms.deadline) for ticket in tickets if ticket.terms])
+
+    def _left(self, future: asyncio.Future[Any]) -> None:
+        """An item is done; if nobody has taken it there may be room for those who wait for it."""
+        schedule = self.schedule
+        if isinstance(schedule, Lanes) and schedule.lobby and (future.cancelled() or future.exception() is not None):
+            schedule.purge(NEVER, monotonic())
+            self._settle(schedule)
+
+    def _settle(self, lanes: Lanes) -> None:
+        """After items have gone: let in those who wait for room; count, and tell, those that do not count any more."""
+        lanes.let_in()
+        self.counters.cancelled += lanes.gone
+        lanes.gone = 0
+        if lanes.expired:
+            expired, lanes.expired = lanes.expired, []
+            self.counters.expired += len(expired)
+            self._expire(expired)
+
+    def make_room(self) -> None:
+        """The largest number of items that may wait is another now."""
+        if self.job.rules.special:
+            self._settle(self.specialise())
+            self.reconsider()
 
     def _attend_to(self, tickets: Sequence[Ticket]) -> None:
         """Nobody has looked at the queue since these were put there. If that fails, their calls have failed."""
@@ -190,13 +296,22 @@ class Home:
     def resume(self) -> None:
         """The batcher was started: who waits for it to be done need not any more."""
         self._release(done=False)
-        if self.schedule.queue:
+        if self.schedule:
             self.attend()
 
     def reconsider(self) -> None:
         """The policy, or what it goes by, has changed: look again."""
-        if self.schedule.queue and self._timer is not None:
-            self.attend()
+        if self.schedule:
+            if self.job.started:
+                self.attend()
+        elif self.looking is None and self._timer is None and len(self.busy) < self.job.workers:
+            self.wake_at = 1
+
+    def renew_policy(self) -> None:
+        """The timeout, or the number of workers, is another now; what was learned is not of use for it."""
+        self.policy = policy_for(self.job.timeout, self.job.workers)
+        if self.schedule.special:
+            self.policy.observe()
 
     # -- working ------------------------------------------------------------------------------------------
 
@@ -216,11 +331,16 @@ class Home:
 
     async def _serve(self, shift: Shift) -> None:
         """Cut a batch, unless the policy says to wait; have the handler called; deliver."""
-        job, policy, counters, queue = self.job, self.policy, self.counters, self.schedule.queue
+        job, policy, counters = self.job, self.policy, self.counters
         if not self._cuts():
             return
-        batch = shift.batch
-        counters.cancelled += self.schedule.take(job.max_size, batch)
+        batch, schedule = shift.batch, self.schedule
+        if isinstance(schedule, Lanes):
+            schedule.take(job.max_size, batch, monotonic())
+            counters.cancelled += claim_all(batch)
+            self._settle(schedule)
+        else:
+            counters.cancelled += schedule.take(job.max_size, batch)
         self.looking = None
         if not batch:
             self._follow()
@@ -231,8 +351,11 @@ class Home:
         watched = policy.watch()
         began = monotonic()
         if watched:
-            policy.cut(began, [ticket.arrived for ticket in batch], len(queue), job.max_size)
-        if queue:
+            arrived = [ticket.arrived for ticket in batch]
+            if schedule.special:
+                arrived.sort()
+            policy.cut(began, arrived, len(schedule), job.max_size)
+        if schedule:
             self.attend()
         elif len(self.busy) < job.workers:
             self.wake_at = 1
@@ -261,8 +384,10 @@ class Home:
         sound = sound and args is not None  # else no call fitted the handler
         args = kwargs = attempt.output = None
         counters.errors += attempt.errors
+        if schedule.special:
+            counters.errors += too_late(batch, attempt.outcomes, done)
         if watched:
-            policy.finished(done, len(batch), done - began, len(queue), sound)
+            policy.finished(done, len(batch), done - began, len(schedule), sound)
         shift.batch = []
         deliver(batch, attempt.outcomes)
         self.busy.discard(shift)
@@ -292,12 +417,12 @@ class Home:
 
     def _cuts(self) -> bool:
         """Whether a batch leaves now; else somebody will look again when it is time."""
-        job, policy, schedule, queue = self.job, self.policy, self.schedule, self.schedule.queue
+        job, policy, schedule = self.job, self.policy, self.schedule
         time_is_up, self._time_is_up = self._time_is_up, False
-        gone = 0 if policy.passive else schedule.purge(job.max_size)  # else `take` passes over them
-        self.counters.cancelled += gone
-        hold, now = None, monotonic()
-        if not queue:
+        gone = not policy.passive and self._purge()  # else `take` passes over them
+        hold: Hold | None = None
+        now = monotonic()
+        if not schedule:
             if not policy.passive and not job.closed and not time_is_up:
                 hold = policy.expect(now, job.max_size)
             if hold is None:
@@ -305,16 +430,25 @@ class Home:
                 self.wake_at = 1
                 self._say_farewell()
                 return False
-        elif not policy.passive and not job.closed and not (time_is_up and len(queue) <= self._held and not gone):
-            oldest, newest = queue[0].arrived, queue[-1].arrived
-            hold = policy.decide(now, len(queue), oldest, job.max_size, newest)
+        elif not policy.passive and not job.closed and not (time_is_up and len(schedule) <= self._held and not gone):
+            hold = schedule.hold(policy, now, job.max_size)
         if hold is None:
             return True
         self.looking = None
         self.wake_at = hold.wake_at
-        self._held = len(queue)
+        self._held = len(schedule)
         self._timer = self.loop.call_later(max(hold.until - now, 0.0), self._ring)
         return False
+
+    def _purge(self) -> bool:
+        """Throw away queued items that do not count any more; whether there were any."""
+        schedule, queued = self.schedule, len(self.schedule)
+        if isinstance(schedule, Lanes):
+            schedule.purge(self.job.max_size, monotonic())
+            self._settle(schedule)
+        else:
+            self.counters.cancelled += schedule.purge(self.job.max_size)
+        return len(schedule) != queued
 
     def _ring(self) -> None:
         self._time_is_up = True
@@ -327,16 +461,15 @@ class Home:
 
     def _follow_later(self) -> None:
         """Somebody looks at the queue in a moment, if the loop goes on until then, or with the next item."""
-        queue = self.schedule.queue
+        schedule = self.schedule
         if self.looking is not None:
             return
-        if all(ticket.left for ticket in queue):
-            self.counters.cancelled += len(queue)
-            queue.clear()
+        if all(ticket.left for ticket in schedule.next(NEVER)):
+            self._give_up_queue()
             self.wake_at = 1
             self._say_farewell()
         else:
-            self.wake_at = len(queue) + 1
+            self.wake_at = len(schedule.queue) + 1
             self._timer = self._timer or self.loop.call_later(MOMENT, self._ring)
 
     def _ended(self, shift: Shift, task: asyncio.Task[None]) -> None:
@@ -371,9 +504,14 @@ class Home:
 
     def close(self, drain: bool) -> None:
         """Items are refused from now on (`job.closed` is set): run what is queued, or give it up."""
+        schedule = self.schedule
         if not drain or self.job.handler is None:
             self._give_up_queue()
-        if self.schedule.queue or self._timer is not None:
+        elif isinstance(schedule, Lanes):  # who waits for room has not been accepted yet
+            lobby: list[Any] = [*schedule.lobby]
+            schedule.lobby.clear()
+            deliver(lobby, [Stopped(self.job.name) for _ in lobby])
+        if schedule or self._timer is not None:
             self._follow()
         else:
             self._say_farewell()
@@ -386,7 +524,7 @@ class Home:
         return future
 
     def _say_farewell(self) -> None:
-        if self.busy or self.looking is not None or (self.schedule.queue and self.job.handler is not None):
+        if self.busy or self.looking is not None or (self.schedule and self.job.handler is not None):
             return
         while self._threads and self.job.closed:
             self._threads.pop().stop(drain=False, timeout=0.0)
@@ -412,7 +550,8 @@ class Home:
 
     def _give_up_queue(self) -> None:
         dropped: list[Any] = []
-        self.counters.cancelled += self.schedule.take(len(self.schedule), dropped)
+        self.schedule.empty(dropped)
+        self.counters.cancelled += claim_all(dropped)
         self.counters.dropped += len(dropped)
         deliver(dropped, [Stopped(self.job.name) for _ in dropped])
 

@@ -1,0 +1,621 @@
+"""Which items leave together where that is not simply first in, first out: priorities, keys, weights, deadlines.
+
+Pure: no thread, lock or clock. `Lanes` takes the place of `Fifo` at a batcher that uses any of it. Submitters append
+to the same queue as there; what is in it is sorted by whoever decides, into one lane for each key.
+
+Within a lane items leave in the order of `arrived + aging·priority`: each waiting item gains a level in `aging`
+seconds, which is the same as saying that one of priority p gives way only to items of a lower priority q < p that
+arrive less than `aging·(p - q)` seconds after it. Between lanes the same holds for the items at their heads, but
+that a head's waiting counts from the time when its lane was served last: so of lanes that always have something each
+is served in its turn. A lane without items does not exist.
+
+Where a batch is bounded by weight, items leave in that order until one does not fit. Where it is bounded by padded
+weight, the next item leaves with others of like weight, chosen for the least waste per item;
+as the next item always leaves, one with n items before it leaves with the (n + 1)th batch of its lane at the latest.
+
+Who may do what: any thread may append to `queue`; the rest is for one thread at a time, but `next`, which may be
+called at any time. A fork finds each item in `next()`, or in the list that `take` or `empty` fills, or in both.
+Assumptions as in `_schedule`; also that `heappush` and `heappop` are single steps.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from heapq import heapify, heappop, heappush
+from itertools import repeat, starmap
+from math import ceil
+
+from ._schedule import Fifo, copy_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from typing import Any, Protocol
+
+    from ._cost import Cost
+    from ._schedule import Hold, Item, Policy
+
+    class Asked(Protocol):
+        """What is special about one call."""
+
+        priority: float
+        deadline: float
+        key: Any
+
+
+INFINITE = float("inf")
+
+UNSET: Any = type("Unset", (), {"__slots__": (), "__repr__": lambda self: "<not given>"})()
+"""An option that is not given, where `None` is a value."""
+
+HASTE = 1.5
+"""A hold ends before a deadline by this many times the expected duration of the batch."""
+
+OVERHEAD = 1 / 16
+"""Fixed cost of a batch, as a share of a full one, that is waste as padding is."""
+
+LOOK_AHEAD = 4
+"""Batches' worth of items among which those of like weight are looked for."""
+
+SLACK = 64
+"""Entries of items that are gone that are kept beside as many of those that are there."""
+
+
+class Rules:
+    """What a batcher's options say about which items leave together, and how many may wait.
+
+    Args:
+        key: called with a call's arguments; `None` if all items go together.
+        weight: likewise; `None` if each counts 1.
+        max_weight: the largest batch by weight; infinite for no limit.
+        padded: whether a batch weighs its number of items times the heaviest of them, not their sum.
+        deadline: seconds from its arrival by which an item must have its result; infinite for no limit.
+        aging: seconds in which a waiting item gains one level of priority; may be infinite.
+        max_queue: the largest number of items that may wait; `None` for no limit.
+        block: whether those beyond wait for room, instead of being refused.
+    """
+
+    __slots__ = ("aging", "block", "deadline", "key", "max_queue", "max_weight", "padded", "weight")
+
+    def __init__(
+        self,
+        key: Callable[..., Hashable] | None = None,
+        weight: Callable[..., float] | None = None,
+        max_weight: float = INFINITE,
+        padded: bool = False,
+        deadline: float = INFINITE,
+        aging: float = 1.0,
+        max_queue: int | None = None,
+        block: bool = False,
+    ) -> None:
+        self.key = key
+        self.weight = weight
+        self.max_weight = max_weight
+        self.padded = padded
+        self.deadline = deadline
+        self.aging = aging
+        self.max_queue = max_queue
+        self.block = block
+
+    @property
+    def special(self) -> bool:
+        """Whether each item has terms."""
+        return self.key is not None or self.weight is not None or self.deadline < INFINITE or self.max_queue is not None
+
+    def terms(self, args: tuple[Any, ...], kwargs: dict[str, Any], arrived: float, asked: Asked | None) -> Terms:
+        """The terms of a call.
+
+        Args:
+            args, kwargs: the call's arguments.
+            arrived: monotonic time, in seconds.
+            asked: what is special about this very call.
+
+        Raises:
+            TypeError, ValueError: the key cannot be hashed, or the weight is not a number of at least 0.
+            Exception: what `key` and `weight` raise.
+        """
+        terms = Terms()
+        deadline = self.deadline
+        if asked is None or asked.key is UNSET:
+            terms.key = self.key(*args, **kwargs) if self.key is not None else None
+        else:
+            terms.key = asked.key
+        hash(terms.key)
+        if self.weight is not None:
+            terms.weight = checked_weight(self.weight(*args, **kwargs))
+        if asked is not None:
+            terms.priority = asked.priority
+            deadline = asked.deadline
+        if deadline < INFINITE:
+            terms.deadline = deadline
+            terms.expires = arrived + deadline
+        return terms
+
+    def rank(self, priority: float, since: float) -> tuple[float, float]:
+        """What items are ordered by that have a priority and have waited since then."""
+        if self.aging == INFINITE:
+            return priority, since
+        return since + self.aging * priority, since
+
+
+def checked_weight(weight: Any) -> float:
+    """Raises TypeError, ValueError: it is not a finite number of at least 0."""
+    if not hasattr(weight, "__float__"):
+        raise TypeError(f"an item's weight must be a number, not {weight!r}")
+    if not 0.0 <= weight < INFINITE:
+        raise ValueError(f"an item's weight must be at least 0 and finite, not {weight!r}")
+    return float(weight)
+
+
+class Terms:
+    """What a call asks for beyond its arguments."""
+
+    __slots__ = ("deadline", "expires", "key", "lane", "priority", "since", "weight")
+
+    priority: float
+    """Lower runs first."""
+    key: Hashable
+    """Items of different keys share no batch."""
+    weight: float
+    """Counts towards `max_weight`; at least 0."""
+    deadline: float
+    """Seconds from its arrival by which it must have its result."""
+    expires: float
+    """That moment, on the monotonic clock."""
+    since: float
+    """Since when it has waited: its arrival, but not before that of the item that was appended before it."""
+    lane: Lane | None
+    """Where it is queued; `None` before it is sorted, and once it is gone."""
+
+    def __init__(self) -> None:
+        self.priority = 0
+        self.key = None
+        self.weight = 1.0
+        self.deadline = self.expires = INFINITE
+        self.since = 0.0
+        self.lane = None
+
+
+class Lane:
+    """The items of one key that wait, at least one, in a heap: what they are ordered by, a number, the item."""
+
+    __slots__ = ("heap", "heaviest", "key", "served", "turn", "weight")
+
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
+        self.heap: list[tuple[tuple[float, float], int, Item]] = []
+        self.weight = 0.0
+        self.heaviest = 0.0
+        self.served = -INFINITE  # when a batch was last taken from it
+        self.turn: tuple[tuple[float, float], int] = ((0.0, 0.0), 0)  # what lanes are ordered by
+
+    def room(self, most: int, rules: Rules) -> int:
+        """How many more items may come before it is worth another look; 0 if there is a full batch."""
+        count = len(self.heap)
+        if rules.max_weight == INFINITE or not count:
+            return max(0, most - count)
+        load = self.heaviest * count if rules.padded else self.weight
+        if count >= most or load >= rules.max_weight:
+            return 0
+        expected = (rules.max_weight - load) * count / load if load else INFINITE  # of the weight of those here
+        return max(1, min(most - count, ceil(min(expected, most) / 2)))
+
+
+class Lanes:
+    """A lane for each key; see the head of the file."""
+
+    __slots__ = (
+        "_ages",
+        "_before",
+        "_expiries",
+        "_lanes",
+        "_latest",
+        "_moving",
+        "_number",
+        "_turns",
+        "append",
+        "choice",
+        "expired",
+        "gone",
+        "lobby",
+        "queue",
+        "rules",
+        "sorted",
+        "tight",
+    )
+
+    special = True
+    """Whether there is more to it than `Fifo`: `take` needs the time, and one caller at a time."""
+
+    def __init__(self, before: Fifo, rules: Rules) -> None:
+        self._before = before  # whoever came across it may still append to its queue, or set its flag
+        self.queue = before.queue
+        self.append = before.append
+        self.rules = rules
+        self.sorted = 0
+        """Items that are not in `queue` any more, but in lanes."""
+        self.lobby: deque[Item] = deque()
+        """Items that wait for there to be room in the queue."""
+        self.expired: list[Any] = []
+        """Items that `take` found expired, for the driver to tell them."""
+        self.gone = 0
+        """Items that were thrown away because their callers had left, for the driver to count."""
+        self.tight = -INFINITE
+        """An item that expires before this is to be looked at, though the worker is to be left alone otherwise."""
+        self.choice: Lane | None = None  # the lane that the latest decision was about
+        self._lanes: dict[Hashable, Lane] = {}
+        self._number = 0
+        self._latest = -INFINITE
+        self._moving: list[Item] = []  # on their way from the queue to their lanes
+        # with entries of items and turns that are gone; `_tidy` sees to it that they are not too many
+        self._turns: list[tuple[tuple[tuple[float, float], int], int, Lane]] = []  # a heap
+        self._expiries: list[tuple[float, int, Terms]] = []  # a heap
+        self._ages: deque[Terms] = deque()  # in order of arrival
+
+    def __len__(self) -> int:
+        return len(self.queue) + len(self._moving) + self.sorted
+
+    @property
+    def stale(self) -> bool:
+        """As of `Fifo`."""
+        return self._before.stale
+
+    @stale.setter
+    def stale(self, stale: bool) -> None:
+        self._before.stale = stale
+
+    @property
+    def tightest(self) -> float:
+        """The first moment at which a sorted item expires; infinite if none does."""
+        expiries = self._expiries
+        while expiries and expiries[0][2].lane is None:
+            heappop(expiries)
+        return expiries[0][0] if expiries else INFINITE
+
+    # -- deciding -----------------------------------------------------------------------------------------
+
+    def hold(self, policy: Policy, now: float, most: int) -> Hold | None:
+        """As `Fifo.hold`. The lane that is next is asked about first, then any that is full, then the oldest item's."""
+        self._sort()
+        self.choice = None
+        if not self._lanes:
+            raise IndexError("nothing is queued")
+        rules, queued, newest = self.rules, self.sorted, self._latest
+        lane, eldest = self._next(), self._eldest()
+        oldest = eldest.since if eldest.lane is lane else _terms(lane.heap[0][2]).since
+        hold = policy.decide(now, queued, oldest, queued + lane.room(most, rules), newest)
+        if hold is not None:
+            rooms = [(other.room(most, rules), other.turn, other) for other in self._lanes.values()]
+            full = [(turn, other) for room, turn, other in rooms if not room]
+            if full:
+                hold, lane = None, min(full)[1]
+                policy.reason = "full"
+            elif eldest.lane is not None and eldest.lane is not lane:
+                other = policy.decide(now, queued, eldest.since, queued + eldest.lane.room(most, rules), newest)
+                if other is None or other.until < hold.until:
+                    hold, lane = other, eldest.lane
+            if hold is not None and self.tightest < INFINITE:
+                expires, _, terms = self._expiries[0]
+                cost: Cost | None = policy.cost
+                known = HASTE * cost.predict(min(queued, most)) if cost is not None and cost.batches else None
+                latest = expires - (terms.deadline / 2 if known is None else known)
+                if latest < hold.until and terms.lane is not None:
+                    lane = terms.lane
+                    policy.reason = "deadline"
+                    hold.until = latest
+                    if now >= latest:
+                        hold = None
+            if hold is not None:
+                hold.wake_at = max(1, min(hold.wake_at - queued, min(rooms)[0]))
+        self.tight = -INFINITE if hold is None else self.tightest
+        self.choice = lane
+        return hold
+
+    def take(self, most: int, into: list[Item], now: float) -> None:
+        """Move the next items, `most` at most, all of one key, into the empty list `into`, unclaimed. See `expired`."""
+        self._sort()
+        lane, self.choice = self.choice, None
+        if lane is None or not lane.heap:
+            if not self._lanes:
+                return
+            lane = self._next()
+        self._clear(lane, now)
+        if lane.heap and self.rules.padded:
+            self._take_alike(lane, most, into, now)
+        else:
+            limit, weight = self.rules.max_weight, 0.0
+            while lane.heap and len(into) < most:
+                item = lane.heap[0][2]
+                weight += _terms(item).weight
+                if into and weight > limit:
+                    break
+                into.append(item)
+                self._pop(lane)
+                self._clear(lane, now)
+        self._settle(lane, now)
+
+    def _take_alike(self, lane: Lane, most: int, into: list[Item], now: float) -> None:
+        """The next item, and those of the ones behind it that go best with it."""
+        heap, ahead = lane.heap, self._moving
+        entries: list[tuple[tuple[float, float], int, Item]] = []
+        while heap and len(entries) < LOOK_AHEAD * most:
+            ahead.append(heap[0][2])  # for a fork to find it
+            entries.append(heap[0])
+            self._pop(lane)
+            self._clear(lane, now)
+        chosen = alike([_terms(item).weight for _, _, item in entries], most, self.rules.max_weight)
+        into.extend(entries[index][2] for index in chosen)
+        for index in sorted(set(range(len(entries))).difference(chosen)):
+            self._push(lane, *entries[index])
+        ahead.clear()
+
+    def _clear(self, lane: Lane, now: float) -> None:
+        """Throw away what is at the head of a lane and does not count any more."""
+        while lane.heap:
+            item = lane.heap[0][2]
+            if not self._gone(item, now):
+                break
+            self._pop(lane)
+
+    def _gone(self, item: Item, now: float) -> bool:
+        """Whether an item does not count any more; it is accounted for then."""
+        if _terms(item).expires <= now:
+            self.expired.append(item)
+        elif item.left:
+            self.gone += 1
+        else:
+            return False
+        return True
+
+    # -- what may be called beside ------------------------------------------------------------------------
+
+    def offer(self, items: Sequence[Item], now: float, block: bool) -> int | None:
+        """Let in as many as there is room for.
+
+        Args:
+            items: to be let in, in order.
+            now: monotonic time, in seconds.
+            block: whether the others wait in the `lobby`; else all or none are let in.
+
+        Returns:
+            How many are in the queue now; `None` if they were refused.
+        """
+        most = self.rules.max_queue
+        assert most is not None
+        if self.stale and len(self) + len(items) > most:
+            self.purge(sys.maxsize, now)
+        room = 0 if self.lobby else min(len(items), max(0, most - len(self)))
+        if room < len(items) and not block:
+            return None
+        self.queue.extend(items[:room])
+        self.lobby.extend(items[room:])
+        return room
+
+    def let_in(self) -> list[Item]:
+        """Move items from the lobby to the queue, as there is room; those whose callers have left just go."""
+        let_in: list[Item] = []
+        most = self.rules.max_queue
+        while self.lobby and (most is None or len(self) < most):
+            item = self.lobby[0]
+            if not item.left:
+                self.queue.append(item)
+                let_in.append(item)
+            self.lobby.popleft()
+        return let_in
+
+    def purge(self, most: int, now: float) -> None:
+        """Throw away all that do not count any more; if the queue is long, none: `take` passes over them."""
+        self._sort()
+        if self.sorted > LOOK_AHEAD * most:
+            return
+        self.stale = False  # before the look: whoever leaves from here on sets it again
+        for lane in list(self._lanes.values()):
+            self._remove(lane, {number for _, number, item in lane.heap if self._gone(item, now)})
+
+    def empty(self, into: list[Item]) -> None:
+        """As `Fifo.empty`; the lobby, too."""
+        into.extend(starmap(self.lobby.popleft, repeat((), len(self.lobby))))
+        self._sort()
+        into.extend(item for lane in self._lanes.values() for _, _, item in lane.heap)
+        for item in into:
+            _terms(item).lane = None
+        for lane in self._lanes.values():
+            lane.heap = []  # whoever comes upon this from above on the same stack finds nothing there
+        self._lanes.clear()
+        self._turns.clear()
+        self._expiries.clear()
+        self._ages.clear()
+        self.sorted = 0
+
+    def next(self, most: int) -> list[Item]:
+        """All items, some of them perhaps twice."""
+        items = [item for lane in list(self._lanes.values()) for _, _, item in list(lane.heap)]
+        return [*copy_of(self.lobby), *copy_of(self.queue), *self._moving, *items, *self.expired]
+
+    def withdraw(self, item: Item) -> bool:
+        """As `Fifo.withdraw`; also from the lobby."""
+        for queue in (self.queue, self.lobby):
+            try:
+                queue.remove(item)
+            except ValueError:
+                continue
+            return True
+        self._sort()
+        lane = _terms(item).lane
+        if lane is None:
+            return False
+        self._remove(lane, {number for _, number, other in lane.heap if other is item})
+        return True
+
+    # -- sorting ------------------------------------------------------------------------------------------
+
+    def _sort(self) -> None:
+        """Move what was appended into the lanes."""
+        queue, moving = self.queue, self._moving
+        while queue and not moving:  # else it goes on further up on this stack: this is a __del__, or a signal handler
+            moving.extend(starmap(queue.popleft, repeat((), len(queue))))
+            for item in moving:
+                self._place(item)
+            moving.clear()
+
+    def _place(self, item: Item) -> None:
+        terms = _terms(item)
+        self._latest = terms.since = max(self._latest, item.arrived)
+        self._number = number = self._number + 1
+        lane = self._lanes.get(terms.key)
+        if lane is None:
+            lane = self._lanes[terms.key] = Lane(terms.key)
+        self._ages.append(terms)
+        if terms.expires < INFINITE:
+            heappush(self._expiries, (terms.expires, number, terms))
+        self._push(lane, self.rules.rank(terms.priority, terms.since), number, item)
+        if lane.heap[0][1] == number:
+            self._turn(lane)
+        self._tidy()
+
+    def _push(self, lane: Lane, rank: tuple[float, float], number: int, item: Item) -> None:
+        terms = _terms(item)
+        heappush(lane.heap, (rank, number, item))
+        terms.lane = lane
+        lane.weight += terms.weight
+        lane.heaviest = max(lane.heaviest, terms.weight)
+        self.sorted += 1
+
+    def _pop(self, lane: Lane) -> None:
+        """Its first item is gone, or is elsewhere already."""
+        terms = _terms(lane.heap[0][2])
+        heappop(lane.heap)
+        terms.lane = None
+        lane.weight -= terms.weight
+        self.sorted -= 1
+
+    def _remove(self, lane: Lane, numbers: set[int]) -> None:
+        if not numbers:
+            return
+        for _, number, item in lane.heap:
+            if number in numbers:
+                terms = _terms(item)
+                terms.lane = None
+                lane.weight -= terms.weight
+                self.sorted -= 1
+        lane.heap[:] = [entry for entry in lane.heap if entry[1] not in numbers]
+        heapify(lane.heap)
+        self._settle(lane, lane.served)
+
+    def _settle(self, lane: Lane, served: float) -> None:
+        """After some of its items have gone."""
+        lane.served = served
+        if lane.heap:
+            lane.heaviest = max(_terms(item).weight for _, _, item in lane.heap) if self.rules.padded else 0.0
+            self._turn(lane)
+        else:
+            del self._lanes[lane.key]
+        self._tidy()
+
+    def _turn(self, lane: Lane) -> None:
+        """Its first item is another now, or it was served."""
+        _, number, item = lane.heap[0]
+        terms = _terms(item)
+        lane.turn = self.rules.rank(terms.priority, max(terms.since, lane.served)), number
+        self._number += 1
+        heappush(self._turns, (lane.turn, self._number, lane))
+
+    def _next(self) -> Lane:
+        """The lane whose turn it is."""
+        if len(self._lanes) == 1:
+            return next(iter(self._lanes.values()))
+        turns = self._turns
+        while True:
+            turn, _, lane = turns[0]
+            if lane.heap and lane.turn == turn:
+                return lane
+            heappop(turns)
+
+    def _eldest(self) -> Terms:
+        """Those of the item that came first."""
+        while self._ages[0].lane is None:
+            self._ages.popleft()
+        return self._ages[0]
+
+    def _tidy(self) -> None:
+        """Forget what is gone, once it is more than what is there."""
+        if len(self._ages) > 2 * self.sorted + SLACK:
+            self._ages = deque(terms for terms in self._ages if terms.lane is not None)
+        if len(self._expiries) > 2 * self.sorted + SLACK:
+            self._expiries = [entry for entry in self._expiries if entry[2].lane is not None]
+            heapify(self._expiries)
+        if len(self._turns) > 2 * len(self._lanes) + SLACK:
+            self._turns = [(lane.turn, number, lane) for number, lane in enumerate(self._lanes.values())]
+            heapify(self._turns)
+
+    def _check(self) -> None:
+        lanes = self._lanes
+        assert self.sorted == sum(len(lane.heap) for lane in lanes.values())
+        for key, lane in lanes.items():
+            terms = [_terms(item) for _, _, item in lane.heap]
+            assert lane.heap, f"an empty lane: {key!r}"
+            assert lane.heap[0] == min(lane.heap)
+            assert all(one.key == key == lane.key and one.lane is lane for one in terms)
+            assert abs(lane.weight - sum(one.weight for one in terms)) <= 1e-6 * (1 + lane.weight)
+            assert any(turn == lane.turn and other is lane for turn, _, other in self._turns)
+            head = terms[[number for _, number, _ in lane.heap].index(lane.turn[1])]
+            assert lane.turn[0] == self.rules.rank(head.priority, max(head.since, lane.served))
+        assert len(self._ages) <= 2 * self.sorted + SLACK
+        assert len(self._expiries) <= 2 * self.sorted + SLACK
+        assert not self._moving
+
+
+def alike(weights: Sequence[float], most: int, limit: float) -> list[int]:
+    """Which items go best with the first, where a batch weighs its number of items times the heaviest.
+
+    The first item is joined by the next lighter one or the next heavier one, whichever takes less padding, and so
+    on; of all these groups it is the one with the least waste, overhead and padding, per item. O(n log n).
+
+    Args:
+        weights: of the items, in order; at least one.
+        most: the largest number of items.
+        limit: the largest padded weight, unless the first item alone exceeds it.
+
+    Returns:
+        Positions in `weights`, in order, 0 among them.
+    """
+    first = weights[0]
+    others = range(1, len(weights))
+    # the next one of each is the last
+    lighter = sorted((index for index in others if weights[index] < first), key=lambda index: -weights[index])[::-1]
+    heavier = sorted((index for index in others if weights[index] >= first), key=lambda index: weights[index])[::-1]
+    chosen, heaviest, total = [0], first, first
+    best, count = INFINITE, 1
+    while True:
+        size = len(chosen)
+        waste = (OVERHEAD * limit + heaviest * size - total) / size
+        if waste <= best:
+            best, count = waste, size
+        if size == most:
+            break
+        size += 1
+        down = heaviest * size - total - weights[lighter[-1]] if lighter and heaviest * size <= limit else INFINITE
+        longer = weights[heavier[-1]] if heavier else INFINITE
+        up = longer * size - total - longer if longer * size <= limit else INFINITE
+        if down == up == INFINITE:
+            break
+        chosen.append(lighter.pop() if down < up else heavier.pop())
+        total += weights[chosen[-1]]
+        heaviest = max(heaviest, weights[chosen[-1]])
+    return sorted(chosen[:count])
+
+
+def too_late(items: Iterable[Item], outcomes: Iterable[Any], now: float) -> int:
+    """How many of these results come when their callers have gone, as their time was up."""
+    return sum(
+        item.left and _terms(item).expires <= now and not isinstance(outcome, BaseException)
+        for item, outcome in zip(items, outcomes, strict=True)
+    )
+
+
+def _terms(item: Item) -> Terms:
+    terms: Terms | None = item.terms
+    if terms is None:
+        terms = item.terms = Terms()
+    return terms

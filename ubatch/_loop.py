@@ -67,6 +67,8 @@ class Job:
         "max_size",
         "name",
         "rules",
+        "simple",
+        "special",
         "started",
         "timeout",
         "workers",
@@ -83,6 +85,15 @@ class Job:
         self.is_coroutine = False
         self.started = False
         self.closed = False
+        self.special = rules.special  # whether items have terms
+        self.simple = False
+        """Whether a call with one argument needs but to be queued."""
+
+    def simplify(self) -> None:
+        """Find out `simple` anew."""
+        self.simple = self.started and self.binder is not None and self.binder.accepts_one and not self.special
+        if self.closed:  # looked at last: who closes says so first
+            self.simple = False
 
 
 class Ticket:
@@ -128,7 +139,7 @@ class Home:
         self.counters = Counters()
         self.schedule: Fifo | Lanes = Fifo()
         self.policy = policy_for(job.timeout, job.workers)
-        if job.rules.special:
+        if job.special:
             self.specialise()
         self.wake_at = 1
         self.looking: Shift | None = None  # the one that is about to look at the queue
@@ -160,19 +171,11 @@ class Home:
             Exception: what `key` and `weight` raise.
         """
         job = self.job
-        if job.closed:
-            raise Stopped(job.name)
         ticket = Ticket(args, kwargs, self.loop.create_future())
-        binder = job.binder
-        if binder is None:
-            ticket.call = UNBOUND
-        elif kwargs or len(args) != 1 or not binder.accepts_one:
-            ticket.call = binder.bind(args, kwargs)
-        schedule = self.schedule
-        if asked is not None or schedule.special:
-            self._put_with_terms([ticket], asked, waits)
+        if asked is not None or not job.simple or kwargs or len(args) != 1:
+            self._accept([ticket], asked, waits)
             return ticket.future
-        queue = schedule.queue
+        queue = self.schedule.queue
         queue.append(ticket)
         if len(queue) >= self.wake_at:
             self._attend_to([ticket])
@@ -180,24 +183,31 @@ class Home:
 
     def put_all(self, calls: Iterable[tuple[Any, ...]], asked: Asked | None = None) -> list[asyncio.Future[Any]]:
         """Accept items of one positional argument or more each, all of them or none. Raises as `put`."""
-        job = self.job
-        if job.closed:
-            raise Stopped(job.name)
         tickets = [Ticket(args, {}, self.loop.create_future()) for args in calls]
         now = monotonic()
         for ticket in tickets:
-            ticket.call = UNBOUND if job.binder is None else job.binder.bind(ticket.args, {})
             ticket.arrived = now
-        if tickets and (asked is not None or self.schedule.special):
-            self._put_with_terms(tickets, asked, waits=True)
-        elif tickets:
-            queue = self.schedule.queue
-            queue.extend(tickets)
-            if len(queue) >= self.wake_at:
-                self._attend_to(tickets)
+        self._accept(tickets, asked, waits=True)
         return [ticket.future for ticket in tickets]
 
-    def _put_with_terms(self, tickets: list[Ticket], asked: Asked | None, waits: bool) -> None:
+    def _accept(self, tickets: list[Ticket], asked: Asked | None, waits: bool) -> None:
+        """Accept all tickets, or none, as is asked. Raises as `put`."""
+        job = self.job
+        if job.closed:
+            raise Stopped(job.name)
+        if not tickets:
+            return
+        for ticket in tickets:
+            ticket.call = UNBOUND if job.binder is None else job.binder.bind(ticket.args, ticket.kwargs)
+        if asked is not None or job.special:
+            self._accept_with_terms(tickets, asked, waits)
+            return
+        queue = self.schedule.queue
+        queue.extend(tickets)
+        if len(queue) >= self.wake_at:
+            self._attend_to(tickets)
+
+    def _accept_with_terms(self, tickets: list[Ticket], asked: Asked | None, waits: bool) -> None:
         rules, counters = self.job.rules, self.counters
         for ticket in tickets:
             ticket.terms = rules.terms(ticket.args, ticket.kwargs, ticket.arrived, asked)
@@ -224,6 +234,8 @@ class Home:
     def specialise(self) -> Lanes:
         """See to it that items may have terms, from now on."""
         if not isinstance(self.schedule, Lanes):
+            self.job.special = True
+            self.job.simplify()
             self.policy.observe()
             self.schedule = Lanes(self.schedule, self.job.rules)
         return self.schedule
@@ -277,7 +289,7 @@ class Home:
             elif not self._warned:
                 self._warned = True
                 missing = "set_handler() and start()" if job.handler is None else "start()"
-                warnings.warn(f"batcher {job.name!r}: items wait for {missing}", RuntimeWarning, stacklevel=4)
+                warnings.warn(f"batcher {job.name!r}: items wait for {missing}", RuntimeWarning, stacklevel=5)
         except BaseException:  # no memory, no stack; or the program's filters make an error of a warning
             for ticket in tickets:
                 self.schedule.withdraw(ticket)
@@ -355,7 +367,7 @@ class Home:
             if schedule.special:
                 arrived.sort()
             policy.cut(began, arrived, len(schedule), job.max_size)
-        if schedule:
+        if schedule.queue or schedule.sorted:
             self.attend()
         elif len(self.busy) < job.workers:
             self.wake_at = 1
@@ -422,7 +434,7 @@ class Home:
         gone = not policy.passive and self._purge()  # else `take` passes over them
         hold: Hold | None = None
         now = monotonic()
-        if not schedule:
+        if not schedule.queue and not schedule.sorted:
             if not policy.passive and not job.closed and not time_is_up:
                 hold = policy.expect(now, job.max_size)
             if hold is None:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable
     from typing import Any
 
-    from ._lanes import Asked
     from ._loop import Home, Job
 
 T = TypeVar("T")
@@ -37,9 +36,8 @@ class Faces(Generic[T, U]):
         _latest: Home | None
 
         _batcher: Any
+        _asked: Any  # `Asked`, or `None`
 
-        @property
-        def _asked(self) -> Asked | None: ...
         def _home(self) -> Home: ...
         def _is_own_worker(self, home: Home) -> bool: ...
         def _own_worker(self) -> RuntimeError: ...
@@ -190,7 +188,7 @@ class View(Faces[T, U]):
         self.key = key
 
     @property
-    def _asked(self) -> Asked:
+    def _asked(self) -> Any:
         return self
 
     if not TYPE_CHECKING:  # to checkers it has the faces alone

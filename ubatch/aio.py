@@ -103,13 +103,14 @@ class UBatch(Faces[T, U]):
         self._job = Job(
             name or "ubatch", checked_max_size(max_size), checked_timeout(timeout), checked_workers(workers), rules
         )
+        self._asked = None  # nothing special; an attribute of the object itself is the fastest to look up
         self._lock = _native.reentrant_lock()  # guards the making and forgetting of homes
         self._homes: dict[asyncio.AbstractEventLoop, Home] = {}
         self._past = Counters()  # of homes whose loops are closed
         self._latest: Home | None = None
         if handler is not None:
-            self.set_handler(handler)
             self._job.started = True
+            self.set_handler(handler)
 
     # -- the handler, starting, stopping ------------------------------------------------------------------
 
@@ -133,6 +134,7 @@ class UBatch(Faces[T, U]):
             job.name = getattr(handler, "__qualname__", None) or type(handler).__qualname__
         job.is_coroutine = is_coroutine_function(handler)
         job.handler = handler
+        job.simplify()
 
     def start(self: Self) -> Self:
         """Let batches run, now and again after `stop`. Does nothing if they may already.
@@ -147,6 +149,7 @@ class UBatch(Faces[T, U]):
             raise HandlerNotSet(self._job.name)
         self._job.started = True
         self._job.closed = False
+        self._job.simplify()
         self._tell(Home.resume)
         return self
 
@@ -170,6 +173,7 @@ class UBatch(Faces[T, U]):
         timeout = checked_timeout(timeout)
         home = self._home()
         self._job.closed = True
+        self._job.simple = False
         self._tell(Home.close, drain)
         if self._is_own_worker(home):
             return False
@@ -289,13 +293,6 @@ class UBatch(Faces[T, U]):
         if timeout is not UNSET or workers is not UNSET:
             self._tell(Home.renew_policy)
         self._tell(Home.reconsider)
-
-    if TYPE_CHECKING:
-
-        @property
-        def _asked(self) -> None: ...
-    else:
-        _asked = None  # a property would take time in each call
 
     @property
     def _batcher(self: Self) -> Self:

@@ -245,6 +245,7 @@ class Driver:
         limit = self._rules.max_queue
         if limit is None:
             lanes.queue.extend(tickets)
+            accepted: int | None = len(tickets)
         else:
             block = self._rules.block and get_ident() != self._seat.thread  # who makes room cannot wait for it
             with self._sorting:
@@ -255,8 +256,8 @@ class Driver:
                 with self._lock:
                     self._given_up.rejected += len(tickets)
                 raise QueueFull(self._name, limit)
-            for ticket in tickets[:accepted]:
-                ticket.admit(True)
+        for ticket in tickets[:accepted]:
+            ticket.admit(True)
         return first.expires < lanes.tight and 0 < self._seat.wake_at < NEVER
 
     def _let_in(self, lanes: Lanes) -> None:

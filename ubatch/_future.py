@@ -101,8 +101,9 @@ class FutureTicket(Ticket, Future[Any]):
         """Its deadline has passed: whoever has it drops it."""
         if self.late is not None and not self.done():
             self.left = True
-            self._settle_safely(self.late())
-            self._forget()
+            if self._queue is not None:
+                self._queue.stale = True
+            self._settle_safely(self.late())  # what it has of the call may be on its way to the handler
 
     @staticmethod
     def wake_all(tickets: Sequence[FutureTicket], took: float | None) -> None:

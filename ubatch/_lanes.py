@@ -207,8 +207,10 @@ class Lanes:
 
     __slots__ = (
         "_ages",
+        "_ahead",
         "_before",
         "_expiries",
+        "_is_sorting",
         "_lanes",
         "_latest",
         "_moving",
@@ -247,7 +249,9 @@ class Lanes:
         self._lanes: dict[Hashable, Lane] = {}
         self._number = 0
         self._latest = -INFINITE
-        self._moving: list[Item] = []  # on their way from the queue to their lanes
+        self._ahead: list[Item] = []  # looked at for a batch of like weights
+        self._is_sorting = False
+        self._moving: list[Item] = []  # on their way from the queue to their lanes, the last one first
         # with entries of items and turns that are gone; `_tidy` sees to it that they are not too many
         self._turns: list[tuple[tuple[tuple[float, float], int], int, Lane]] = []  # a heap
         self._expiries: list[tuple[float, int, Terms]] = []  # a heap
@@ -337,7 +341,7 @@ class Lanes:
 
     def _take_alike(self, lane: Lane, most: int, into: list[Item], now: float) -> None:
         """The next item, and those of the ones behind it that go best with it."""
-        heap, ahead = lane.heap, self._moving
+        heap, ahead = lane.heap, self._ahead
         entries: list[tuple[tuple[float, float], int, Item]] = []
         while heap and len(entries) < LOOK_AHEAD * most:
             ahead.append(heap[0][2])  # for a fork to find it
@@ -382,7 +386,8 @@ class Lanes:
             How many are in the queue now; `None` if they were refused.
         """
         most = self.rules.max_queue
-        assert most is not None
+        if most is None:  # by now
+            most = sys.maxsize
         if self.stale and len(self) + len(items) > most:
             self.purge(sys.maxsize, now)
         room = 0 if self.lobby else min(len(items), max(0, most - len(self)))
@@ -415,8 +420,11 @@ class Lanes:
 
     def empty(self, into: list[Item]) -> None:
         """As `Fifo.empty`; the lobby, too."""
-        into.extend(starmap(self.lobby.popleft, repeat((), len(self.lobby))))
-        self._sort()
+        for queue in (self.lobby, self.queue):
+            into.extend(starmap(queue.popleft, repeat((), len(queue))))
+        for items in (self._moving, self._ahead):
+            into.extend(items)
+            items.clear()
         into.extend(item for lane in self._lanes.values() for _, _, item in lane.heap)
         for item in into:
             _terms(item).lane = None
@@ -431,7 +439,7 @@ class Lanes:
     def next(self, most: int) -> list[Item]:
         """All items, some of them perhaps twice."""
         items = [item for lane in list(self._lanes.values()) for _, _, item in list(lane.heap)]
-        return [*copy_of(self.lobby), *copy_of(self.queue), *self._moving, *items, *self.expired]
+        return [*copy_of(self.lobby), *copy_of(self.queue), *self._moving, *self._ahead, *items, *self.expired]
 
     def withdraw(self, item: Item) -> bool:
         """As `Fifo.withdraw`; also from the lobby."""
@@ -452,12 +460,19 @@ class Lanes:
 
     def _sort(self) -> None:
         """Move what was appended into the lanes."""
+        if self._is_sorting:  # further up on this stack: this is a __del__, or a signal handler
+            return
         queue, moving = self.queue, self._moving
-        while queue and not moving:  # else it goes on further up on this stack: this is a __del__, or a signal handler
-            moving.extend(starmap(queue.popleft, repeat((), len(queue))))
-            for item in moving:
-                self._place(item)
-            moving.clear()
+        self._is_sorting = True
+        try:
+            while queue or moving:
+                if not moving:
+                    moving.extend(starmap(queue.popleft, repeat((), len(queue))))
+                    moving.reverse()
+                self._place(moving[-1])
+                moving.pop()
+        finally:
+            self._is_sorting = False
 
     def _place(self, item: Item) -> None:
         terms = _terms(item)

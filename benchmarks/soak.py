@@ -3,11 +3,12 @@
     python benchmarks/soak.py --seconds 600
     python benchmarks/soak.py --options --items 1000000
 
-Threads, asyncio tasks and forked children call one batcher at random, while others stop it, start it and change
-its options. With `--options` items have keys, weights, priorities and deadlines, and the queue is bounded. A ledger follows every item. What must hold: each accepted item resolves exactly once, with its own
-result or an error that it may get; the handler sees no item twice, and none whose `cancel()` said yes; nobody
-hangs; in the end all counters are at zero; throughput and memory do not drift. Violations end it with status 1.
-The result, with the throughput of each interval, goes to `benchmarks/results/soak.json`.
+Threads, asyncio tasks and forked children call one batcher at random, while others stop it, start it and change its
+options. With `--options` items have keys, weights, priorities and deadlines, and the queue is bounded. A ledger
+follows every item. What must hold: each accepted item resolves exactly once, with its own result or an error that
+it may get; the handler sees no item twice, and none whose `cancel()` said yes; nobody hangs; in the end all
+counters are at zero; throughput and memory do not drift. Violations end it with status 1. The result, with the
+throughput of each interval, goes to `benchmarks/results/soak.json`.
 """
 
 from __future__ import annotations
@@ -432,11 +433,7 @@ class Soak:
         throughput: list[float] = []
         memory: list[float] = []
         before, at = 0, begin
-        while (
-            time.monotonic() < begin + seconds
-            and count(self.ledger.attempts) < items
-            and not self.ledger.violations
-        ):
+        while time.monotonic() < begin + seconds and count(self.ledger.attempts) < items and not self.ledger.violations:
             time.sleep(min(interval, max(0.0, begin + seconds - time.monotonic())))
             self.ledger.forget()
             done, now = count(self.ledger.seen), time.monotonic()

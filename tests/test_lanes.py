@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from ubatch._cost import Cost
 from ubatch._lanes import OVERHEAD, Lanes, Rules, alike
 from ubatch._policy import Adaptive, Window
 from ubatch._schedule import Fifo, claim_all
@@ -419,6 +420,21 @@ def test_a_hold_ends_in_time_for_a_deadline():
     assert lanes.tight == 5.0
     assert lanes.hold(policy, 4.9, 64) is None
     assert policy.reason == "deadline"
+
+
+def test_items_that_would_be_late_go_only_where_there_is_room():
+    """Under overload the others can be in time; where there is room they cost little, and may be lucky."""
+    rules, cost = rules_with(max_weight=100.0), Cost()
+    cost.update(2, 1.0)
+    deadlines = [1.2, 9.0, 1.3, 9.0, 9.0]
+    lanes = lanes_of(rules, *(item_for(rules, n, 0.0, deadline=deadline) for n, deadline in enumerate(deadlines)))
+    taken = []
+    for most in (2, 3):
+        batch = []
+        lanes.take(most, batch, 0.0, cost)
+        lanes._check()
+        taken.append(numbers(batch))
+    assert taken == [[1, 3], [4, 0, 2]]
 
 
 def test_a_hold_ends_at_half_the_time_while_nothing_is_known_of_the_cost():

@@ -435,7 +435,7 @@ class Driver:
     def _take(self, schedule: Lanes, batch: list[Any]) -> None:
         """Take a batch of tickets with terms."""
         with self._sorting:
-            schedule.take(self._max_size, batch, monotonic())
+            schedule.take(self._max_size, batch, monotonic(), self._policy.cost)
         self._counters.cancelled += claim_all(batch)
         self._count_gone(schedule)
         if schedule.lobby or schedule.expired:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from heapq import heapify, heappop, heappush
-from itertools import repeat, starmap
+from itertools import accumulate, repeat, starmap
 from math import ceil
 
 from ._schedule import Fifo, copy_of
@@ -301,9 +301,8 @@ class Lanes:
                     hold, lane = other, eldest.lane
             if hold is not None and self.tightest < INFINITE:
                 expires, _, terms = self._expiries[0]
-                cost: Cost | None = policy.cost
-                known = HASTE * cost.predict(min(queued, most)) if cost is not None and cost.batches else None
-                latest = expires - (terms.deadline / 2 if known is None else known)
+                lead = self._lead(policy.cost, most)
+                latest = expires - (terms.deadline / 2 if lead is None else lead)
                 if latest < hold.until and terms.lane is not None:
                     lane = terms.lane
                     policy.reason = "deadline"
@@ -316,8 +315,16 @@ class Lanes:
         self.choice = lane
         return hold
 
-    def take(self, most: int, into: list[Item], now: float) -> None:
-        """Move the next items, `most` at most, all of one key, into the empty list `into`, unclaimed. See `expired`."""
+    def take(self, most: int, into: list[Item], now: float, cost: Cost | None = None) -> None:
+        """Move the next items, all of one key, into the empty list `into`, unclaimed. See `expired`.
+
+        Args:
+            most: how many at most.
+            into: where to.
+            now: monotonic time, in seconds.
+            cost: what a batch is expected to cost. Items that would be late go only where there is room: under
+                overload the others can be in time.
+        """
         self._sort()
         lane, self.choice = self.choice, None
         if lane is None or not lane.heap:
@@ -325,34 +332,48 @@ class Lanes:
                 return
             lane = self._next()
         self._clear(lane, now)
-        if lane.heap and self.rules.padded:
-            self._take_alike(lane, most, into, now)
-        else:
-            limit, weight = self.rules.max_weight, 0.0
-            while lane.heap and len(into) < most:
-                item = lane.heap[0][2]
-                weight += _terms(item).weight
-                if into and weight > limit:
-                    break
-                into.append(item)
-                self._pop(lane)
-                self._clear(lane, now)
+        if lane.heap:
+            soon = now + (self._lead(cost, most) or 0.0)
+            if self.rules.padded or self.tightest <= soon:
+                self._take_best(lane, most, into, now, soon)
+            else:
+                limit, weight = self.rules.max_weight, 0.0
+                while lane.heap and len(into) < most:
+                    item = lane.heap[0][2]
+                    weight += _terms(item).weight
+                    if into and weight > limit:
+                        break
+                    into.append(item)
+                    self._pop(lane)
+                    self._clear(lane, now)
         self._settle(lane, now)
 
-    def _take_alike(self, lane: Lane, most: int, into: list[Item], now: float) -> None:
-        """The next item, and those of the ones behind it that go best with it."""
-        heap, ahead = lane.heap, self._ahead
+    def _take_best(self, lane: Lane, most: int, into: list[Item], now: float, soon: float) -> None:
+        """The next item that need not be late, and those of the ones behind it that go with it."""
+        heap, ahead, limit = lane.heap, self._ahead, self.rules.max_weight
         entries: list[tuple[tuple[float, float], int, Item]] = []
-        while heap and len(entries) < LOOK_AHEAD * most:
+        late: list[tuple[tuple[float, float], int, Item]] = []
+        wanted = LOOK_AHEAD * most if self.rules.padded else most
+        while heap and len(entries) < wanted:
             ahead.append(heap[0][2])  # for a fork to find it
-            entries.append(heap[0])
+            (late if _terms(heap[0][2]).expires <= soon else entries).append(heap[0])
             self._pop(lane)
             self._clear(lane, now)
-        chosen = alike([_terms(item).weight for _, _, item in entries], most, self.rules.max_weight)
+        entries += late
+        weights = [_terms(item).weight for _, _, item in entries]
+        if self.rules.padded:
+            chosen = alike(weights, most, limit)
+        else:
+            fitting = sum(weight <= limit for weight in accumulate(weights[:most]))
+            chosen = [*range(max(1, fitting))]
         into.extend(entries[index][2] for index in chosen)
         for index in sorted(set(range(len(entries))).difference(chosen)):
             self._push(lane, *entries[index])
         ahead.clear()
+
+    def _lead(self, cost: Cost | None, most: int) -> float | None:
+        """Seconds before a deadline at which the next batch should leave; `None` while the cost is unknown."""
+        return HASTE * cost.predict(min(self.sorted, most)) if cost is not None and cost.batches else None
 
     def _clear(self, lane: Lane, now: float) -> None:
         """Throw away what is at the head of a lane and does not count any more."""

@@ -348,7 +348,7 @@ class Home:
             return
         batch, schedule = shift.batch, self.schedule
         if isinstance(schedule, Lanes):
-            schedule.take(job.max_size, batch, monotonic())
+            schedule.take(job.max_size, batch, monotonic(), policy.cost)
             counters.cancelled += claim_all(batch)
             self._settle(schedule)
         else:

@@ -7,20 +7,26 @@ import concurrent.futures
 import contextlib
 import gc
 import math
+import re
 import sys
+import threading
 import traceback
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ubatch import BadBatchOutputSize, HandlerFailed
+import ubatch.aio
+from ubatch import BadBatchOutputSize, HandlerFailed, Stopped, UBatch, dynamically, ubatch_decorator
 from ubatch._attempt import Raised
 from ubatch._binding import Binder
 from ubatch._ceiling import LONGEST, PATIENCE, Ceiling
 from ubatch._isolation import FAILURES, Isolating, forget_variables, out_of_memory
+
+LONG = 10.0  # seconds; only a bug takes that long
 
 
 class Item:
@@ -837,3 +843,355 @@ def test_the_ceiling_finds_out_how_much_memory_there_is(max_size, data):
             break
         ceiling.borne(ceiling.limit(max_size))
     assert ceiling.size is None
+
+
+# -- drivers ----------------------------------------------------------------------------------------------
+
+KINDS = ["threads", "coroutine", "plain"]
+
+
+def batcher(kind: str, handler: Callable[[list[int]], Any], **options: Any) -> Any:
+    """Of threads; of an event loop, with a coroutine function or a plain one. Use their common names."""
+    if kind == "threads":
+        return UBatch(handler=handler, **options)
+
+    async def coroutine(items: list[int]) -> Any:
+        wait = getattr(handler, "wait", None)
+        if wait is not None:
+            await wait(items)
+        return handler(items)
+
+    return ubatch.aio.UBatch(handler=coroutine if kind == "coroutine" else handler, **options)
+
+
+async def outcomes_of(batch: Any, items: Any) -> list[Any]:
+    """Of one batch, if as many are `max_size`."""
+    tasks = [asyncio.ensure_future(batch.aubatch(item)) for item in items]
+    return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), LONG)
+
+
+def in_loop(batch: Any, main: Callable[[], Any]) -> None:
+    """Run a coroutine, then stop the batcher."""
+
+    async def whole() -> None:
+        await asyncio.wait_for(main(), 2 * LONG)
+        assert await batch.astop(timeout=LONG) is True
+        assert (batch.stats.queued, batch.stats.running) == (0, 0)
+
+    asyncio.run(whole())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_poison_among_256(kind):
+    """255 results, one error, 17 calls more at most; the next batch is whole again."""
+    handler = Picky({77})
+    batch = batcher(kind, handler, max_size=256, timeout=LONG, isolate=True)
+
+    async def main():
+        outcomes = await outcomes_of(batch, range(256))
+        assert (type(outcomes[77]), outcomes[77].args) == (ValueError, (77,))
+        assert outcomes[:77] + outcomes[78:] == [2 * number for number in range(256) if number != 77]
+        assert len(handler.batches) <= 1 + 17
+        assert (batch.stats.batches, batch.stats.full, batch.stats.errors) == (1, 1, 1)
+        del handler.batches[:]
+        assert await batch.amap(range(1000, 1256)) == [2 * number for number in range(1000, 1256)]
+        assert len(handler.batches) == 1
+
+    in_loop(batch, main)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_256_bad(kind):
+    """64 calls at most; each caller's error is its own, and says where the handler raised."""
+    handler = Picky(range(256))
+    batch = batcher(kind, handler, max_size=256, timeout=LONG, isolate=True)
+
+    async def main():
+        outcomes = await outcomes_of(batch, range(256))
+        assert {type(outcome) for outcome in outcomes} == {ValueError}
+        assert len({id(outcome) for outcome in outcomes}) == 256
+        assert len(handler.batches) <= 64
+        assert (batch.stats.batches, batch.stats.errors) == (1, 256)
+        for outcome in outcomes[::64]:
+            frames = traceback.extract_tb(outcome.__traceback__)
+            assert "raise ValueError(*sorted(bad))" in [frame.line for frame in frames]
+            names = {frame.filename.rpartition("/")[2] for frame in frames}
+            assert names.isdisjoint({"_driver.py", "_loop.py", "_attempt.py", "_isolation.py"})
+
+    in_loop(batch, main)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_isolation_all_fail(kind):
+    """It is off unless it is asked for."""
+    handler = Picky({3})
+    batch = batcher(kind, handler, max_size=8, timeout=LONG)
+
+    async def main():
+        assert {type(outcome) for outcome in await outcomes_of(batch, range(8))} == {ValueError}
+        assert len(handler.batches) == 1
+
+    in_loop(batch, main)
+
+
+@pytest.mark.parametrize("timeout", [0, None])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_ceiling_is_remembered_and_raised_again(kind, timeout):
+    """Batches after one that ran out of memory are no larger than what went through, for a time."""
+    handler = Small(10)
+    batch = batcher(kind, handler, max_size=64, timeout=timeout, isolate=True)
+
+    async def sizes(count):
+        del handler.sizes[:], handler.failed[:]
+        assert await batch.amap(range(count)) == [2 * number for number in range(count)]
+        return handler.sizes
+
+    async def main():
+        assert (await sizes(64))[-8:] == [8] * 8
+        assert handler.failed[0] == 64
+        assert await sizes(8 * 16) == [8] * 16
+        assert await sizes(9 * 16) == [9] * 16
+        assert await sizes(10 * 16) == [10] * 16
+        assert await sizes(11) == [11, 6, 5]
+        assert await sizes(10 * 32) == [10] * 32
+        assert await sizes(11) == [11, 6, 5]
+        handler.capacity = 64
+        assert await sizes(10 * 64 + 11) == [10] * 64 + [11]
+        assert batch.max_size == 64
+        assert batch.stats.errors == 0
+        assert batch.stats.full == batch.stats.batches, "as many as there may be"
+
+    in_loop(batch, main)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_as_large_as_the_ceiling_is_full(kind):
+    """It is not held for items that it could not take."""
+    batch = batcher(kind, Small(10), max_size=64, timeout=1000.0, isolate=True)
+
+    async def main():
+        await batch.amap(range(64))
+        assert await asyncio.wait_for(batch.amap(range(24)), LONG) == [2 * number for number in range(24)]
+        assert (batch.stats.full, batch.stats.batches) == (4, 4)
+
+    in_loop(batch, main)
+
+
+@pytest.mark.parametrize("fail", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_of_a_failed_call_is_free_for_the_next(kind, fail):
+    """No driver keeps what the frames of the handler held."""
+    handler = Hoarder(fail)
+    batch = batcher(kind, handler, max_size=8, timeout=LONG, isolate=True)
+
+    async def main():
+        outcomes = await outcomes_of(batch, range(8))
+        assert isinstance(outcomes.pop(5), Exception)
+        assert outcomes == [0, 1, 2, 3, 4, 6, 7]
+        assert len(handler.alive) > 4
+        assert set(handler.alive) == {0}
+
+    with without_collector():
+        in_loop(batch, main)
+
+
+class Spy:
+    """A policy that takes what is there, and remembers for which size it was asked."""
+
+    passive, reason, cost = False, "idle", None
+
+    def __init__(self):
+        self.asked = {"expect": set(), "decide": set(), "cut": set()}
+
+    def watch(self):
+        return True
+
+    def expect(self, now, max_size):
+        self.asked["expect"].add(max_size)
+
+    def decide(self, now, queued, oldest, max_size, newest):
+        self.asked["decide"].add(max_size)
+
+    def cut(self, now, arrived, queued, max_size):
+        self.asked["cut"].add(max_size)
+
+    def finished(self, *args):
+        pass
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_policy_goes_by_the_ceiling(kind):
+    """In all that it is asked: else it would wait for items that no batch can take."""
+    batch = batcher(kind, Small(10), max_size=64, timeout=0, isolate=True)
+    spy = Spy()
+
+    async def main():
+        await batch.amap(range(64))
+        if kind == "threads":
+            batch._policy = spy
+        else:
+            batch._latest.policy = spy
+        await batch.amap(range(24))
+        assert set(map(tuple, spy.asked.values())) == {(8,)}
+
+    in_loop(batch, main)
+
+
+class Gate(Picky):
+    """A handler that waits in its second call until it is opened."""
+
+    def __init__(self, bad=()):
+        super().__init__(bad)
+        self.entered, self.opened = threading.Event(), threading.Event()
+        self.threads = []
+        self.in_coroutine = False
+
+    async def wait(self, items):
+        self.in_coroutine = True
+        if len(self.batches) == 1:
+            self.entered.set()
+            try:
+                await asyncio.to_thread(self.opened.wait, LONG)
+            except asyncio.CancelledError:
+                self.batches.append(list(items))  # it has been called
+                raise
+
+    def __call__(self, numbers):
+        self.threads.append(threading.current_thread())
+        if len(self.batches) == 1 and not self.in_coroutine:
+            self.entered.set()
+            assert self.opened.wait(LONG)
+        return super().__call__(numbers)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_callers_that_leave_in_the_middle_of_a_split(kind):
+    """The others get what is theirs."""
+    handler = Gate({5})
+    batch = batcher(kind, handler, max_size=8, timeout=LONG, isolate=True)
+
+    async def main():
+        tasks = [asyncio.ensure_future(batch.aubatch(number)) for number in range(8)]
+        assert await asyncio.to_thread(handler.entered.wait, LONG)
+        for task in tasks[0], tasks[7]:
+            task.cancel()
+        handler.opened.set()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        kinds = [type(outcome) for outcome in outcomes]
+        left, good, bad = asyncio.CancelledError, int, ValueError
+        assert kinds == [left, good, good, good, good, bad, good, left]
+        assert outcomes[1:5] == [2, 4, 6, 8]
+        assert batch.stats.errors == 1
+        assert batch.stats.running == 0
+
+    in_loop(batch, main)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stop_gives_up_in_the_middle_of_a_split(kind):
+    """Everybody gets `Stopped`, the handler is not called any more, and the batcher may start again."""
+    handler = Gate({5})
+    batch = batcher(kind, handler, max_size=8, timeout=LONG, isolate=True)
+
+    async def main():
+        before = asyncio.all_tasks()
+        tasks = [asyncio.ensure_future(batch.aubatch(number)) for number in range(8)]
+        assert await asyncio.to_thread(handler.entered.wait, LONG)
+        assert batch.stats.running == 8
+        assert await batch.astop(drain=False, timeout=0) is False
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [Stopped] * 8
+        assert batch.stats.errors == 8
+        handler.opened.set()
+        for thread in set(handler.threads) - {threading.current_thread()}:
+            await asyncio.to_thread(thread.join, LONG)
+            assert not thread.is_alive()
+        if others := asyncio.all_tasks() - before:
+            _, pending = await asyncio.wait(others, timeout=LONG)
+            assert not pending
+        assert handler.batches == [list(range(8)), [0, 1, 2, 3]]
+        batch.timeout = 0
+        batch.start()
+        assert await batch.aubatch(20) == 40
+
+    in_loop(batch, main)
+
+
+def test_nothing_more_is_tried_when_a_loop_ends():
+    """`asyncio.run` cancels all tasks: the handler's is not asked for other parts."""
+    handler = Gate({5})
+    batch = batcher("coroutine", handler, max_size=8, timeout=LONG, isolate=True)
+
+    async def main():
+        tasks.extend(asyncio.ensure_future(batch.aubatch(number)) for number in range(8))
+        assert await asyncio.to_thread(handler.entered.wait, LONG)
+        handler.opened.set()  # for its thread, not for the handler: that has not been told before it is cancelled
+
+    tasks: list[Any] = []
+    asyncio.run(main())
+    assert handler.batches == [list(range(8)), [0, 1, 2, 3]]
+    assert all(task.done() for task in tasks)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_cost_of_a_split_is_not_learned(kind):
+    """How long several calls and their failures take says nothing of a batch."""
+    batch = batcher(kind, Picky({5}), max_size=8, isolate=True)
+    told = []
+
+    async def main():
+        await batch.aubatch(0)
+        policy = batch._policy if kind == "threads" else batch._latest.policy
+        finished = policy.finished
+        policy.watch = lambda: True
+        policy.finished = lambda now, size, *rest: told.append((size, rest[-1])) or finished(now, size, *rest)
+        assert await batch.amap(range(8, 16)) == [2 * number for number in range(8, 16)]
+        with pytest.raises(ValueError):
+            await batch.amap(range(8))
+        assert told == [(8, True), (8, False)]
+
+    in_loop(batch, main)
+
+
+# -- the option -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [1, 0, None, "yes", []])
+@pytest.mark.parametrize(
+    "make",
+    [UBatch, ubatch_decorator, dynamically, ubatch.aio.UBatch, ubatch.aio.ubatch_decorator, ubatch.aio.dynamically],
+)
+def test_isolate_is_true_or_false(make, wrong):
+    """Anything else is named in the error."""
+    with pytest.raises(TypeError, match=re.escape(f"isolate must be True or False, not {wrong!r}")):
+        make(isolate=wrong)
+
+
+@pytest.mark.parametrize("decorator", [ubatch_decorator, dynamically])
+def test_decorated_functions(decorator):
+    """They take the option, too."""
+
+    @decorator(max_size=4, timeout=LONG, isolate=True)
+    def halved(numbers):
+        return [6 // number for number in numbers]
+
+    futures = [halved.submit(number) for number in (3, 0, 2, 1)]
+    assert [future.exception(LONG) or future.result() for future in futures if future is not futures[1]] == [2, 3, 6]
+    assert type(futures[1].exception()) is ZeroDivisionError
+    assert halved.batcher.stop()
+
+
+@pytest.mark.parametrize("decorator", [ubatch.aio.ubatch_decorator, ubatch.aio.dynamically])
+def test_decorated_coroutine_functions(decorator):
+    """The same on an event loop."""
+
+    @decorator(max_size=4, timeout=LONG, isolate=True)
+    async def halved(numbers):
+        return [6 // number for number in numbers]
+
+    async def main():
+        outcomes = await asyncio.gather(*(halved.ubatch(number) for number in (3, 0, 2, 1)), return_exceptions=True)
+        assert type(outcomes.pop(1)) is ZeroDivisionError
+        assert outcomes == [2, 3, 6]
+
+    asyncio.run(main())

@@ -42,6 +42,7 @@ from functools import partial
 from . import _native
 from ._attempt import Attempt, Raised, description
 from ._binding import UNBOUND, Binder
+from ._isolation import Isolating
 from ._native import get_ident, monotonic
 from ._policy import Adaptive, Window
 from ._schedule import Fifo
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from ._ceiling import Ceiling
     from .stats import Stats
 
 NEVER = sys.maxsize
@@ -121,10 +123,11 @@ NOBODY = Seat()
 class Driver:
     """The engine under `UBatch`; see the head of the file."""
 
-    def __init__(self, name: str, max_size: int, policy: Window | Adaptive) -> None:
+    def __init__(self, name: str, max_size: int, policy: Window | Adaptive, ceiling: Ceiling | None = None) -> None:
         self._name = name
         self._max_size = max_size
         self._policy = policy
+        self._ceiling = ceiling  # of a batcher that splits what fails; used by the worker alone
         self._handler: Callable[..., Any] | None = None
         self._binder: Binder | None = None
         self._started = False  # whether a worker may come
@@ -293,7 +296,7 @@ class Driver:
     def _await_returners(self, seat: Seat) -> None:
         """Nothing is queued: sleep through the first arrivals if the policy expects more."""
         now = monotonic()
-        hold = self._policy.expect(now, self._max_size)
+        hold = self._policy.expect(now, self._most())
         if hold is not None:
             seat.wake_at = hold.wake_at
             if len(self._schedule.queue) < hold.wake_at and not self._closed:
@@ -302,9 +305,9 @@ class Driver:
 
     def _hold(self, seat: Seat) -> bool:
         """Wait if the policy says so; `False` if it says to cut."""
-        schedule = self._schedule
+        schedule, most = self._schedule, self._most()
         if schedule.stale:
-            self._counters.cancelled += schedule.purge(self._max_size)
+            self._counters.cancelled += schedule.purge(most)
         policy = self._policy
         if policy.passive:
             return False
@@ -313,7 +316,7 @@ class Driver:
         except IndexError:
             return True
         now, queued = monotonic(), len(schedule.queue)
-        hold = policy.decide(now, queued, oldest, self._max_size, newest)
+        hold = policy.decide(now, queued, oldest, most, newest)
         if hold is None:
             return False
         seat.wake_at = hold.wake_at
@@ -324,12 +327,17 @@ class Driver:
         # else time is up, whatever the clock says now; a burst that goes on, or a dismissal, is another matter
         return woken or schedule.stale or len(schedule.queue) > queued or self._seat is not seat
 
+    def _most(self) -> int:
+        """The largest batch to take now, in items."""
+        return self._max_size if self._ceiling is None else self._ceiling.limit(self._max_size)
+
     def _run(self, seat: Seat) -> None:
         """Cut a batch, call the handler, deliver."""
+        ceiling, most = self._ceiling, self._most()
         batch: list[Any] = []
         seat.batch = batch
         handler, binder, counters = self._handler, self._binder, self._counters
-        cancelled = self._schedule.take(self._max_size, batch)
+        cancelled = self._schedule.take(most, batch)
         if cancelled:
             counters.cancelled += cancelled
         if not batch:
@@ -337,7 +345,7 @@ class Driver:
         assert handler is not None and binder is not None, "a worker without a handler"
         policy = self._policy
         counters.items += len(batch)
-        counters.cuts["drained" if self._closed else "full" if len(batch) >= self._max_size else policy.reason] += 1
+        counters.cuts["drained" if self._closed else "full" if len(batch) >= most else policy.reason] += 1
         seat.mine.append(True)
         if self._seat is not seat:  # after the look of _dismiss at `mine`: one of the two finds the batch
             self._abandon(seat)
@@ -346,8 +354,8 @@ class Driver:
         timed = watched or len(batch) > 1  # who wakes a single caller need not know how long it took
         began = monotonic() if timed else 0.0
         if watched:
-            policy.cut(began, [ticket.arrived for ticket in batch], len(self._schedule), self._max_size)
-        attempt = Attempt()
+            policy.cut(began, [ticket.arrived for ticket in batch], len(self._schedule), most)
+        attempt = Attempt() if ceiling is None else Isolating(ceiling)
         args = kwargs = None
         sound = True
         for args, kwargs in attempt.calls(batch, binder):
@@ -357,12 +365,14 @@ class Driver:
                 error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # without this frame
                 attempt.output = Raised(error)
                 sound = False
+            if not seat.mine:  # stop() gave up on this batch while the handler ran
+                break
         done = monotonic() if timed else 0.0  # before anything is delivered: from here on callers return
         sound = sound and args is not None  # else no call fitted the handler
         args = kwargs = attempt.output = None
         try:
             seat.mine.pop()
-        except IndexError:  # stop() gave up on this batch while the handler ran
+        except IndexError:  # it has, if only just now
             del batch, attempt
             return
         if attempt.errors:

@@ -29,6 +29,8 @@ from functools import partial
 
 from ._attempt import Attempt, Raised, description
 from ._binding import UNBOUND
+from ._ceiling import Ceiling
+from ._isolation import Isolating
 from ._native import monotonic
 from ._options import policy_for
 from ._schedule import Fifo
@@ -56,13 +58,25 @@ serving: contextvars.ContextVar[Shift | None] = contextvars.ContextVar("ubatch_s
 class Job:
     """What a batcher's homes have in common: the handler, the options, whether items are accepted."""
 
-    __slots__ = ("binder", "closed", "handler", "is_coroutine", "max_size", "name", "started", "timeout", "workers")
+    __slots__ = (
+        "binder",
+        "closed",
+        "handler",
+        "is_coroutine",
+        "isolate",
+        "max_size",
+        "name",
+        "started",
+        "timeout",
+        "workers",
+    )
 
-    def __init__(self, name: str, max_size: int, timeout: float | None, workers: int) -> None:
+    def __init__(self, name: str, max_size: int, timeout: float | None, workers: int, isolate: bool) -> None:
         self.name = name
         self.max_size = max_size
         self.timeout = timeout
         self.workers = workers
+        self.isolate = isolate
         self.handler: Callable[..., Any] | None = None
         self.binder: Binder | None = None
         self.is_coroutine = False
@@ -112,6 +126,7 @@ class Home:
         self.counters = Counters()
         self.schedule = Fifo()
         self.policy = policy_for(job.timeout, job.workers)
+        self.ceiling = Ceiling() if job.isolate else None
         self.wake_at = 1
         self.looking: Shift | None = None  # the one that is about to look at the queue
         self.busy: set[Shift] = set()  # those that run a batch
@@ -219,25 +234,25 @@ class Home:
         job, policy, counters, queue = self.job, self.policy, self.counters, self.schedule.queue
         if not self._cuts():
             return
-        batch = shift.batch
-        counters.cancelled += self.schedule.take(job.max_size, batch)
+        batch, most = shift.batch, self._most()
+        counters.cancelled += self.schedule.take(most, batch)
         self.looking = None
         if not batch:
             self._follow()
             return
         self.busy.add(shift)
         counters.items += len(batch)
-        counters.cuts["drained" if job.closed else "full" if len(batch) >= job.max_size else policy.reason] += 1
+        counters.cuts["drained" if job.closed else "full" if len(batch) >= most else policy.reason] += 1
         watched = policy.watch()
         began = monotonic()
         if watched:
-            policy.cut(began, [ticket.arrived for ticket in batch], len(queue), job.max_size)
+            policy.cut(began, [ticket.arrived for ticket in batch], len(queue), most)
         if queue:
             self.attend()
         elif len(self.busy) < job.workers:
             self.wake_at = 1
         serving.set(shift)
-        attempt = Attempt()
+        attempt = Attempt() if self.ceiling is None else Isolating(self.ceiling)
         sound, cancelled = True, False
         handler, binder = job.handler, job.binder
         assert handler is not None and binder is not None, "a shift without a handler"
@@ -290,16 +305,21 @@ class Home:
         self._threads.append(thread)
         return result[0]
 
+    def _most(self) -> int:
+        """The largest batch to take now, in items."""
+        return self.job.max_size if self.ceiling is None else self.ceiling.limit(self.job.max_size)
+
     def _cuts(self) -> bool:
         """Whether a batch leaves now; else somebody will look again when it is time."""
         job, policy, schedule, queue = self.job, self.policy, self.schedule, self.schedule.queue
+        most = self._most()
         time_is_up, self._time_is_up = self._time_is_up, False
-        gone = 0 if policy.passive else schedule.purge(job.max_size)  # else `take` passes over them
+        gone = 0 if policy.passive else schedule.purge(most)  # else `take` passes over them
         self.counters.cancelled += gone
         hold, now = None, monotonic()
         if not queue:
             if not policy.passive and not job.closed and not time_is_up:
-                hold = policy.expect(now, job.max_size)
+                hold = policy.expect(now, most)
             if hold is None:
                 self.looking = None
                 self.wake_at = 1
@@ -307,7 +327,7 @@ class Home:
                 return False
         elif not policy.passive and not job.closed and not (time_is_up and len(queue) <= self._held and not gone):
             oldest, newest = queue[0].arrived, queue[-1].arrived
-            hold = policy.decide(now, len(queue), oldest, job.max_size, newest)
+            hold = policy.decide(now, len(queue), oldest, most, newest)
         if hold is None:
             return True
         self.looking = None

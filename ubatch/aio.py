@@ -17,7 +17,7 @@ from asyncio import get_running_loop
 from . import _native
 from ._binding import Binder, is_coroutine_function
 from ._loop import Home, Job, serving
-from ._options import checked_max_size, checked_name, checked_timeout, checked_workers, policy_for
+from ._options import checked_isolate, checked_max_size, checked_name, checked_timeout, checked_workers, policy_for
 from ._streams import astream, checked_ahead
 from ._typing import Generic, ParamSpec, TypeVar, overload
 from ._waiters import outcomes_of
@@ -67,6 +67,8 @@ class UBatch(Generic[T, U]):
             items wait for `set_handler` and `start`.
         name: shown in errors and in `repr`; by default the handler's name.
         workers: the number of batches that may be in flight at once, in each loop; at least 1.
+        isolate: whether a batch is split whose handler raises, so that one bad item does not fail the others; what
+            that takes, and what becomes of batches that run out of memory, is told at `ubatch.UBatch`.
 
     Raises:
         TypeError, ValueError: an argument is not as described; the message has its value.
@@ -80,10 +82,15 @@ class UBatch(Generic[T, U]):
         handler: AnyHandler[T, U] | None = None,
         name: str | None = None,
         workers: int = 1,
+        isolate: bool = False,
     ) -> None:
         self._given_name = checked_name(name)
         self._job = Job(
-            name or "ubatch", checked_max_size(max_size), checked_timeout(timeout), checked_workers(workers)
+            name or "ubatch",
+            checked_max_size(max_size),
+            checked_timeout(timeout),
+            checked_workers(workers),
+            checked_isolate(isolate),
         )
         self._lock = _native.reentrant_lock()  # guards the making and forgetting of homes
         self._homes: dict[asyncio.AbstractEventLoop, Home] = {}
@@ -541,10 +548,20 @@ if TYPE_CHECKING:
 def ubatch_decorator(function: F, /) -> BatchedFunction[F]: ...
 @overload
 def ubatch_decorator(
-    max_size: int = 64, timeout: float | None = None, *, name: str | None = None, workers: int = 1
+    max_size: int = 64,
+    timeout: float | None = None,
+    *,
+    name: str | None = None,
+    workers: int = 1,
+    isolate: bool = False,
 ) -> Callable[[F], BatchedFunction[F]]: ...
 def ubatch_decorator(
-    max_size: Any = 64, timeout: float | None = None, *, name: str | None = None, workers: int = 1
+    max_size: Any = 64,
+    timeout: float | None = None,
+    *,
+    name: str | None = None,
+    workers: int = 1,
+    isolate: bool = False,
 ) -> Any:
     """Give a batch function the faces of a batcher: `await f.ubatch(x)`, `f.submit(x)`, `await f.map(xs)`.
 
@@ -556,11 +573,12 @@ def ubatch_decorator(
         timeout: the longest hold, in seconds; see `UBatch`.
         name: the batcher's name; by default the function's.
         workers: batches in flight at once, in each loop.
+        isolate: whether a batch that fails is split; see `ubatch.UBatch`.
 
     Raises:
         TypeError, ValueError: an option is not as described, or the function is not callable.
     """
-    options = {"timeout": timeout, "name": name, "workers": workers}
+    options = {"timeout": timeout, "name": name, "workers": workers, "isolate": isolate}
     return decorate(BatchedFunction, max_size, options, sys._getframe(1))
 
 
@@ -570,13 +588,25 @@ def dynamically(function: AnyHandler[T, U], /) -> DynamicFunction[T, U]: ...
 def dynamically(function: AnyMethod[T, U], /) -> DynamicFunction[T, U]: ...
 @overload
 def dynamically(
-    max_size: int = 64, timeout: float | None = None, *, name: str | None = None, workers: int = 1
+    max_size: int = 64,
+    timeout: float | None = None,
+    *,
+    name: str | None = None,
+    workers: int = 1,
+    isolate: bool = False,
 ) -> DynamicDecorator: ...
-def dynamically(max_size: Any = 64, timeout: float | None = None, *, name: str | None = None, workers: int = 1) -> Any:
+def dynamically(
+    max_size: Any = 64,
+    timeout: float | None = None,
+    *,
+    name: str | None = None,
+    workers: int = 1,
+    isolate: bool = False,
+) -> Any:
     """Batch the calls of a batch function themselves: `await f(x)` gives one result, `await f([x, y])` a list.
 
     As `ubatch.dynamically`, for coroutine functions (or plain ones, in a thread) and on event loops. Arguments and
     errors: as with `ubatch_decorator`.
     """
-    options = {"timeout": timeout, "name": name, "workers": workers}
+    options = {"timeout": timeout, "name": name, "workers": workers, "isolate": isolate}
     return decorate(DynamicFunction, max_size, options, sys._getframe(1))

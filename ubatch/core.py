@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from . import _native
 from ._binding import Binder, is_coroutine_function
+from ._ceiling import Ceiling
 from ._driver import Driver
 from ._native import get_ident
-from ._options import checked_max_size, checked_name, checked_timeout, policy_for
+from ._options import checked_isolate, checked_max_size, checked_name, checked_timeout, policy_for
 from ._streams import astream, checked_ahead, stream
 from ._typing import Generic, TypeVar, overload
 from ._waiters import BlockingTicket, HubTicket, LoopTicket, ThreadTicket, outcomes_of
@@ -51,6 +52,11 @@ class UBatch(Driver, Generic[T, U]):
             call it gets one list for each. With `handler` given here the batcher starts by itself with its
             first item; otherwise items wait for `set_handler` and `start`.
         name: shown in errors, in `repr` and as the name of the thread; by default the handler's name.
+        isolate: whether a batch is split whose handler raises, so that one bad item does not fail the others: the
+            handler is called again with its halves, with theirs, and so on. Only for handlers to which it does no
+            harm to see an item again. One bad item among n costs 2·log2(n) calls more; once 8·log2(n) calls have
+            failed, the items not yet known to be good fail. A batch that runs out of memory (of the GPU, too) is
+            split likewise, and those after it are kept as small as its parts that went through, for a time.
 
     Raises:
         TypeError, ValueError: an argument is not as described; the message has its value.
@@ -63,13 +69,15 @@ class UBatch(Driver, Generic[T, U]):
         *,
         handler: Handler[T, U] | None = None,
         name: str | None = None,
+        isolate: bool = False,
     ) -> None:
         from ._future import FutureTicket  # not in submit(), which a signal handler or a __del__ may call at any time
 
         self._future = FutureTicket
         self._given_name = checked_name(name)
         self._timeout = checked_timeout(timeout)
-        super().__init__(name or "ubatch", checked_max_size(max_size), policy_for(self._timeout))
+        ceiling = Ceiling() if checked_isolate(isolate) else None
+        super().__init__(name or "ubatch", checked_max_size(max_size), policy_for(self._timeout), ceiling)
         if handler is not None:
             self.set_handler(handler)
             self._started = True

@@ -51,9 +51,11 @@ _making = _native.reentrant_lock()  # guards the making of batchers
 def ubatch_decorator(function: F, /) -> BatchedFunction[F]: ...  # checkers look through classmethod, staticmethod
 @overload
 def ubatch_decorator(
-    max_size: int = 64, timeout: float | None = None, *, name: str | None = None
+    max_size: int = 64, timeout: float | None = None, *, name: str | None = None, isolate: bool = False
 ) -> Callable[[F], BatchedFunction[F]]: ...
-def ubatch_decorator(max_size: Any = 64, timeout: float | None = None, *, name: str | None = None) -> Any:
+def ubatch_decorator(
+    max_size: Any = 64, timeout: float | None = None, *, name: str | None = None, isolate: bool = False
+) -> Any:
     """Give a batch function the faces of a batcher: `f.ubatch(x)`, `f.submit(x)`, `await f.aubatch(x)`, `f.map(xs)`.
 
     Used bare, `@ubatch_decorator`, or with options, `@ubatch_decorator(max_size=5, timeout=0.01)`. `f(...)` itself
@@ -66,13 +68,15 @@ def ubatch_decorator(max_size: Any = 64, timeout: float | None = None, *, name: 
         max_size: the largest batch, in items.
         timeout: the longest hold, in seconds; see `UBatch`.
         name: the batcher's name; by default the function's.
+        isolate: whether a batch that fails is split; see `UBatch`.
 
     Raises:
         TypeError, ValueError: an option is not as described, or the function is not a plain one (a coroutine
             function is for `ubatch.aio`). Also, when the class is made, for `@classmethod` outside the decorator
             (Python before 3.12 wraps it in a `RuntimeError`).
     """
-    return decorate(BatchedFunction, max_size, {"timeout": timeout, "name": name}, sys._getframe(1))
+    options = {"timeout": timeout, "name": name, "isolate": isolate}
+    return decorate(BatchedFunction, max_size, options, sys._getframe(1))
 
 
 @overload
@@ -80,8 +84,12 @@ def dynamically(function: Handler[T, U], /) -> DynamicFunction[T, U]: ...
 @overload
 def dynamically(function: Method[T, U], /) -> DynamicFunction[T, U]: ...
 @overload
-def dynamically(max_size: int = 64, timeout: float | None = None, *, name: str | None = None) -> DynamicDecorator: ...
-def dynamically(max_size: Any = 64, timeout: float | None = None, *, name: str | None = None) -> Any:
+def dynamically(
+    max_size: int = 64, timeout: float | None = None, *, name: str | None = None, isolate: bool = False
+) -> DynamicDecorator: ...
+def dynamically(
+    max_size: Any = 64, timeout: float | None = None, *, name: str | None = None, isolate: bool = False
+) -> Any:
     """Batch the calls of a batch function themselves: `f(x)` gives one result, `f([x, y])` a list of them.
 
     Used bare, `@dynamically`, or with options, `@dynamically(max_size=5, timeout=0.01)`. A call takes exactly one
@@ -90,7 +98,8 @@ def dynamically(max_size: Any = 64, timeout: float | None = None, *, name: str |
     coroutines. The faces of `ubatch_decorator` are there too; the plain function is `f.__wrapped__`. Arguments,
     errors, methods, pickling: as with `ubatch_decorator`.
     """
-    return decorate(DynamicFunction, max_size, {"timeout": timeout, "name": name}, sys._getframe(1))
+    options = {"timeout": timeout, "name": name, "isolate": isolate}
+    return decorate(DynamicFunction, max_size, options, sys._getframe(1))
 
 
 if TYPE_CHECKING:

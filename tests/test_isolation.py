@@ -1002,12 +1002,14 @@ class Spy:
 
     def __init__(self):
         self.asked = {"expect": set(), "decide": set(), "cut": set()}
+        self.was_idle = threading.Event()
 
     def watch(self):
         return True
 
     def expect(self, now, max_size):
         self.asked["expect"].add(max_size)
+        self.was_idle.set()
 
     def decide(self, now, queued, oldest, max_size, newest):
         self.asked["decide"].add(max_size)
@@ -1032,6 +1034,7 @@ def test_the_policy_goes_by_the_ceiling(kind):
         else:
             batch._latest.policy = spy
         await batch.amap(range(24))
+        assert await asyncio.to_thread(spy.was_idle.wait, LONG)
         assert set(map(tuple, spy.asked.values())) == {(8,)}
 
     in_loop(batch, main)

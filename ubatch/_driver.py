@@ -42,6 +42,7 @@ from functools import partial
 from . import _native
 from ._attempt import Attempt, Raised, description
 from ._binding import UNBOUND, Binder
+from ._isolation import Isolating
 from ._lanes import Lanes, Rules, too_late
 from ._native import get_ident, monotonic
 from ._policy import Adaptive, Window
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from ._ceiling import Ceiling
     from ._lanes import Asked
     from .stats import Stats
 
@@ -123,11 +125,14 @@ NOBODY = Seat()
 class Driver:
     """The engine under `UBatch`; see the head of the file."""
 
-    def __init__(self, name: str, max_size: int, policy: Window | Adaptive, rules: Rules) -> None:
+    def __init__(
+        self, name: str, max_size: int, policy: Window | Adaptive, rules: Rules, ceiling: Ceiling | None
+    ) -> None:
         self._name = name
         self._max_size = max_size
         self._policy = policy
         self._rules = rules
+        self._ceiling = ceiling  # of a batcher that splits what fails; used by the worker alone
         self._handler: Callable[..., Any] | None = None
         self._binder: Binder | None = None
         self._started = False  # whether a worker may come
@@ -386,7 +391,7 @@ class Driver:
     def _await_returners(self, seat: Seat) -> None:
         """Nothing is queued: sleep through the first arrivals if the policy expects more."""
         now = monotonic()
-        hold = self._policy.expect(now, self._max_size)
+        hold = self._policy.expect(now, self._most())
         if hold is not None:
             seat.wake_at = hold.wake_at
             if len(self._schedule.queue) < hold.wake_at and not self._closed:
@@ -395,19 +400,19 @@ class Driver:
 
     def _hold(self, seat: Seat) -> bool:
         """Wait if the policy says so; `False` if it says to cut."""
-        schedule, policy = self._schedule, self._policy
+        schedule, policy, most = self._schedule, self._policy, self._most()
         enough = 0
         if schedule.stale:
-            self._purge()
+            self._purge(most)
         if policy.passive:
             return False
         now, queued = monotonic(), len(schedule)
         try:
             if isinstance(schedule, Fifo):
-                hold = schedule.hold(policy, now, self._max_size)
+                hold = schedule.hold(policy, now, most)
             else:
                 with self._sorting:
-                    hold = schedule.hold(policy, now, self._max_size)
+                    hold = schedule.hold(policy, now, most)
                 enough = 1  # there may be a deadline among those that came meanwhile
         except IndexError:
             return True
@@ -421,21 +426,21 @@ class Driver:
         # else time is up, whatever the clock says now; a burst that goes on, or a dismissal, is another matter
         return woken or schedule.stale or len(schedule) > queued or self._seat is not seat
 
-    def _purge(self) -> None:
+    def _purge(self, most: int) -> None:
         """Throw away queued items that do not count any more."""
         schedule = self._schedule
         if isinstance(schedule, Fifo):
-            self._counters.cancelled += schedule.purge(self._max_size)
+            self._counters.cancelled += schedule.purge(most)
             return
         with self._sorting:
-            schedule.purge(self._max_size, monotonic())
+            schedule.purge(most, monotonic())
         self._count_gone(schedule)
         self._let_in(schedule)
 
-    def _take(self, schedule: Lanes, batch: list[Any]) -> None:
+    def _take(self, schedule: Lanes, batch: list[Any], most: int) -> None:
         """Take a batch of tickets with terms."""
         with self._sorting:
-            schedule.take(self._max_size, batch, monotonic(), self._policy.cost)
+            schedule.take(most, batch, monotonic(), self._policy.cost)
         self._counters.cancelled += claim_all(batch)
         self._count_gone(schedule)
         if schedule.lobby or schedule.expired:
@@ -446,16 +451,21 @@ class Driver:
             self._counters.cancelled += schedule.gone
             schedule.gone = 0
 
+    def _most(self) -> int:
+        """The largest batch to take now, in items."""
+        return self._max_size if self._ceiling is None else self._ceiling.limit(self._max_size)
+
     def _run(self, seat: Seat) -> None:
         """Cut a batch, call the handler, deliver."""
+        ceiling, most = self._ceiling, self._most()
         batch: list[Any] = []
         seat.batch = batch
         handler, binder, counters = self._handler, self._binder, self._counters
         schedule = self._schedule
         if isinstance(schedule, Lanes):
-            self._take(schedule, batch)
+            self._take(schedule, batch, most)
         else:
-            cancelled = schedule.take(self._max_size, batch)
+            cancelled = schedule.take(most, batch)
             if cancelled:
                 counters.cancelled += cancelled
         if not batch:
@@ -463,7 +473,7 @@ class Driver:
         assert handler is not None and binder is not None, "a worker without a handler"
         policy = self._policy
         counters.items += len(batch)
-        counters.cuts["drained" if self._closed else "full" if len(batch) >= self._max_size else policy.reason] += 1
+        counters.cuts["drained" if self._closed else "full" if len(batch) >= most else policy.reason] += 1
         seat.mine.append(True)
         if self._seat is not seat:  # after the look of _dismiss at `mine`: one of the two finds the batch
             self._abandon(seat)
@@ -475,8 +485,8 @@ class Driver:
             arrived = [ticket.arrived for ticket in batch]
             if schedule.special:
                 arrived.sort()
-            policy.cut(began, arrived, len(schedule), self._max_size)
-        attempt = Attempt()
+            policy.cut(began, arrived, len(schedule), most)
+        attempt = Attempt() if ceiling is None else Isolating(ceiling)
         args = kwargs = None
         sound = True
         for args, kwargs in attempt.calls(batch, binder):
@@ -486,12 +496,14 @@ class Driver:
                 error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # without this frame
                 attempt.output = Raised(error)
                 sound = False
+            if not seat.mine:  # stop() gave up on this batch while the handler ran
+                break
         done = monotonic() if timed else 0.0  # before anything is delivered: from here on callers return
         sound = sound and args is not None  # else no call fitted the handler
         args = kwargs = attempt.output = None
         try:
             seat.mine.pop()
-        except IndexError:  # stop() gave up on this batch while the handler ran
+        except IndexError:  # it has, if only just now
             del batch, attempt
             return
         if attempt.errors:

@@ -29,6 +29,8 @@ from functools import partial
 
 from ._attempt import Attempt, Raised, description
 from ._binding import UNBOUND
+from ._ceiling import Ceiling
+from ._isolation import Isolating
 from ._lanes import INFINITE, Lanes, too_late
 from ._native import monotonic
 from ._options import policy_for
@@ -64,6 +66,7 @@ class Job:
         "closed",
         "handler",
         "is_coroutine",
+        "isolate",
         "max_size",
         "name",
         "rules",
@@ -74,12 +77,15 @@ class Job:
         "workers",
     )
 
-    def __init__(self, name: str, max_size: int, timeout: float | None, workers: int, rules: Rules) -> None:
+    def __init__(
+        self, name: str, max_size: int, timeout: float | None, workers: int, rules: Rules, isolate: bool
+    ) -> None:
         self.name = name
         self.rules = rules
         self.max_size = max_size
         self.timeout = timeout
         self.workers = workers
+        self.isolate = isolate
         self.handler: Callable[..., Any] | None = None
         self.binder: Binder | None = None
         self.is_coroutine = False
@@ -139,6 +145,7 @@ class Home:
         self.counters = Counters()
         self.schedule: Fifo | Lanes = Fifo()
         self.policy = policy_for(job.timeout, job.workers)
+        self.ceiling = Ceiling() if job.isolate else None
         if job.special:
             self.specialise()
         self.wake_at = 1
@@ -346,33 +353,33 @@ class Home:
         job, policy, counters = self.job, self.policy, self.counters
         if not self._cuts():
             return
-        batch, schedule = shift.batch, self.schedule
+        batch, schedule, most = shift.batch, self.schedule, self._most()
         if isinstance(schedule, Lanes):
-            schedule.take(job.max_size, batch, monotonic(), policy.cost)
+            schedule.take(most, batch, monotonic(), policy.cost)
             counters.cancelled += claim_all(batch)
             self._settle(schedule)
         else:
-            counters.cancelled += schedule.take(job.max_size, batch)
+            counters.cancelled += schedule.take(most, batch)
         self.looking = None
         if not batch:
             self._follow()
             return
         self.busy.add(shift)
         counters.items += len(batch)
-        counters.cuts["drained" if job.closed else "full" if len(batch) >= job.max_size else policy.reason] += 1
+        counters.cuts["drained" if job.closed else "full" if len(batch) >= most else policy.reason] += 1
         watched = policy.watch()
         began = monotonic()
         if watched:
             arrived = [ticket.arrived for ticket in batch]
             if schedule.special:
                 arrived.sort()
-            policy.cut(began, arrived, len(schedule), job.max_size)
+            policy.cut(began, arrived, len(schedule), most)
         if schedule.queue or schedule.sorted:
             self.attend()
         elif len(self.busy) < job.workers:
             self.wake_at = 1
         serving.set(shift)
-        attempt = Attempt()
+        attempt = Attempt() if self.ceiling is None else Isolating(self.ceiling)
         sound, cancelled = True, False
         handler, binder = job.handler, job.binder
         assert handler is not None and binder is not None, "a shift without a handler"
@@ -427,23 +434,27 @@ class Home:
         self._threads.append(thread)
         return result[0]
 
+    def _most(self) -> int:
+        """The largest batch to take now, in items."""
+        return self.job.max_size if self.ceiling is None else self.ceiling.limit(self.job.max_size)
+
     def _cuts(self) -> bool:
         """Whether a batch leaves now; else somebody will look again when it is time."""
-        job, policy, schedule = self.job, self.policy, self.schedule
+        job, policy, schedule, most = self.job, self.policy, self.schedule, self._most()
         time_is_up, self._time_is_up = self._time_is_up, False
-        gone = not policy.passive and self._purge()  # else `take` passes over them
+        gone = not policy.passive and self._purge(most)  # else `take` passes over them
         hold: Hold | None = None
         now = monotonic()
         if not schedule.queue and not schedule.sorted:
             if not policy.passive and not job.closed and not time_is_up:
-                hold = policy.expect(now, job.max_size)
+                hold = policy.expect(now, most)
             if hold is None:
                 self.looking = None
                 self.wake_at = 1
                 self._say_farewell()
                 return False
         elif not policy.passive and not job.closed and not (time_is_up and len(schedule) <= self._held and not gone):
-            hold = schedule.hold(policy, now, job.max_size)
+            hold = schedule.hold(policy, now, most)
         if hold is None:
             return True
         self.looking = None
@@ -452,14 +463,14 @@ class Home:
         self._timer = self.loop.call_later(max(hold.until - now, 0.0), self._ring)
         return False
 
-    def _purge(self) -> bool:
+    def _purge(self, most: int) -> bool:
         """Throw away queued items that do not count any more; whether there were any."""
         schedule, queued = self.schedule, len(self.schedule)
         if isinstance(schedule, Lanes):
-            schedule.purge(self.job.max_size, monotonic())
+            schedule.purge(most, monotonic())
             self._settle(schedule)
         else:
-            self.counters.cancelled += schedule.purge(self.job.max_size)
+            self.counters.cancelled += schedule.purge(most)
         return len(schedule) != queued
 
     def _ring(self) -> None:

@@ -131,6 +131,13 @@ def rules_for(
     )
 
 
+def checked_isolate(isolate: bool) -> bool:
+    """Raises TypeError: it is neither `True` nor `False`."""
+    if not isinstance(isolate, bool):
+        raise TypeError(f"isolate must be True or False, not {isolate!r}")
+    return isolate
+
+
 def policy_for(timeout: float | None, workers: int = 1) -> Window | Adaptive:
     """The policy that a timeout stands for."""
     return Adaptive(workers) if timeout is None else Window(timeout)

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         overflow: str
         deadline: float | None
         aging: float
+        isolate: bool
 
     class LoopOptions(Options, total=False):
         """The options of `aio.UBatch` that its decorators take by name."""

@@ -20,6 +20,7 @@ from ._lanes import UNSET
 from ._loop import Home, Job, serving
 from ._loop_faces import Faces, View
 from ._options import (
+    checked_isolate,
     checked_max_queue,
     checked_max_size,
     checked_name,
@@ -74,7 +75,7 @@ class UBatch(Faces[T, U]):
             items wait for `set_handler` and `start`.
         name: shown in errors and in `repr`; by default the handler's name.
         workers: the number of batches that may be in flight at once, in each loop; at least 1.
-        key, weight, max_weight, padded, deadline, aging: as of `ubatch.UBatch`.
+        key, weight, max_weight, padded, deadline, aging, isolate: as of `ubatch.UBatch`.
         max_queue, overflow: likewise, for each loop; `submit`, which cannot wait, raises `QueueFull` in any case.
 
     Raises:
@@ -97,11 +98,17 @@ class UBatch(Faces[T, U]):
         overflow: str = "reject",
         deadline: float | None = None,
         aging: float = 1.0,
+        isolate: bool = False,
     ) -> None:
         self._given_name = checked_name(name)
         rules = rules_for(key, weight, max_weight, padded, max_queue, overflow, deadline, aging)
         self._job = Job(
-            name or "ubatch", checked_max_size(max_size), checked_timeout(timeout), checked_workers(workers), rules
+            name or "ubatch",
+            checked_max_size(max_size),
+            checked_timeout(timeout),
+            checked_workers(workers),
+            rules,
+            checked_isolate(isolate),
         )
         self._asked = None  # nothing special; an attribute of the object itself is the fastest to look up
         self._lock = _native.reentrant_lock()  # guards the making and forgetting of homes

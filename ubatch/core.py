@@ -6,10 +6,19 @@ Everything that happens between threads is in `_driver`, the ways to call it are
 from __future__ import annotations
 
 from ._binding import Binder, is_coroutine_function
+from ._ceiling import Ceiling
 from ._driver import Driver
 from ._faces import Faces, View
 from ._lanes import UNSET
-from ._options import checked_max_queue, checked_max_size, checked_name, checked_timeout, policy_for, rules_for
+from ._options import (
+    checked_isolate,
+    checked_max_queue,
+    checked_max_size,
+    checked_name,
+    checked_timeout,
+    policy_for,
+    rules_for,
+)
 from ._typing import TypeVar
 from ._waiters import LoopTicket
 from .errors import HandlerAlreadySet, HandlerNotSet
@@ -62,6 +71,11 @@ class UBatch(Driver, Faces[T, U]):
             `DeadlineExceeded`, also while its batch runs. If it still waits, the handler never sees it. A batch leaves
             early if waiting for companions would break a deadline. `None` for none.
         aging: seconds in which a waiting item gains one level of priority; see `options`. May be infinite.
+        isolate: whether a batch is split whose handler raises, so that one bad item does not fail the others: the
+            handler is called again with its halves, with theirs, and so on. Only for handlers to which it does no
+            harm to see an item again. One bad item among n costs 2·log2(n) calls more; once 8·log2(n) calls have
+            failed, the items not yet known to be good fail. A batch that runs out of memory (of the GPU, too) is
+            split likewise, and those after it are kept as small as its parts that went through, for a time.
 
     Raises:
         TypeError, ValueError: an argument is not as described; the message has its value.
@@ -82,6 +96,7 @@ class UBatch(Driver, Faces[T, U]):
         overflow: str = "reject",
         deadline: float | None = None,
         aging: float = 1.0,
+        isolate: bool = False,
     ) -> None:
         from ._future import FutureTicket  # not in submit(), which a signal handler or a __del__ may call at any time
 
@@ -89,7 +104,8 @@ class UBatch(Driver, Faces[T, U]):
         self._given_name = checked_name(name)
         self._timeout = checked_timeout(timeout)
         rules = rules_for(key, weight, max_weight, padded, max_queue, overflow, deadline, aging)
-        super().__init__(name or "ubatch", checked_max_size(max_size), policy_for(self._timeout), rules)
+        ceiling = Ceiling() if checked_isolate(isolate) else None
+        super().__init__(name or "ubatch", checked_max_size(max_size), policy_for(self._timeout), rules, ceiling)
         if handler is not None:
             self._started = True
             self.set_handler(handler)

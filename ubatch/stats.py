@@ -53,7 +53,7 @@ class Stats:
     """Items given up by `stop()` or with a dead worker before the handler saw them."""
 
     full: int
-    """Batches that left because `max_size` items were there."""
+    """Batches that left because `max_size` items were there, or as many as memory is known to bear (`isolate`)."""
     window: int
     """Batches that left because the time to wait was over."""
     gathered: int
@@ -79,7 +79,7 @@ class Stats:
 
     @property
     def batches(self) -> int:
-        """Batches given to the handler, running ones included."""
+        """Batches given to the handler, running ones included. One that was split, or took several calls, is one."""
         return sum(getattr(self, reason) for reason in REASONS)
 
     @property

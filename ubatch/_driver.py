@@ -43,10 +43,11 @@ from . import _native
 from ._attempt import Attempt, Raised, description
 from ._binding import UNBOUND, Binder
 from ._isolation import Isolating
-from ._lanes import Lanes, Rules, too_late
+from ._lanes import Lanes, too_late
 from ._native import get_ident, monotonic
 from ._policy import Adaptive, Window
 from ._schedule import Fifo, claim_all
+from ._terms import Rules
 from ._waiters import PENDING, BlockingTicket, ThreadTicket, Ticket, blocking, deliver
 from .errors import DeadlineExceeded, QueueFull, Stopped, WorkerDied
 from .stats import Counters
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._ceiling import Ceiling
-    from ._lanes import Asked
+    from ._terms import Asked
     from .stats import Stats
 
 NEVER = sys.maxsize

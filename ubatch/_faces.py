@@ -8,10 +8,10 @@ from __future__ import annotations
 from functools import partial
 
 from . import _native
-from ._lanes import INFINITE, UNSET
 from ._native import get_ident, monotonic
 from ._options import checked_aim, checked_priority
 from ._streams import astream, checked_ahead, stream
+from ._terms import INFINITE, UNSET
 from ._typing import Generic, TypeVar, overload
 from ._waiters import PENDING, BlockingTicket, HubTicket, LoopTicket, ThreadTicket, blocking, outcomes_of
 from .errors import DeadlineExceeded, Stopped
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     from ._driver import Driver, Seat
     from ._future import FutureTicket
-    from ._lanes import Asked, Lanes, Rules
+    from ._lanes import Lanes
     from ._schedule import Fifo
+    from ._terms import Asked, Rules
     from ._waiters import Ticket
 
 T = TypeVar("T")

@@ -26,155 +26,26 @@ from heapq import heapify, heappop, heappush
 from itertools import accumulate, repeat, starmap
 from math import ceil
 
+from ._padding import alike
 from ._schedule import Fifo, copy_of
+from ._terms import INFINITE, Rules, Terms
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
-    from typing import Any, Protocol
+    from collections.abc import Hashable, Iterable, Sequence
+    from typing import Any
 
     from ._cost import Cost
     from ._schedule import Hold, Item, Policy
 
-    class Asked(Protocol):
-        """What is special about one call."""
-
-        priority: float
-        deadline: float
-        key: Any
-
-
-INFINITE = float("inf")
-
-UNSET: Any = type("Unset", (), {"__slots__": (), "__repr__": lambda self: "<not given>"})()
-"""An option that is not given, where `None` is a value."""
-
 HASTE = 1.5
 """A hold ends before a deadline by this many times the expected duration of the batch."""
-
-OVERHEAD = 1 / 16
-"""Fixed cost of a batch, as a share of a full one, that is waste as padding is."""
 
 LOOK_AHEAD = 4
 """Batches' worth of items among which those of like weight are looked for."""
 
 SLACK = 64
 """Entries of items that are gone that are kept beside as many of those that are there."""
-
-
-class Rules:
-    """What a batcher's options say about which items leave together, and how many may wait.
-
-    Args:
-        key: called with a call's arguments; `None` if all items go together.
-        weight: likewise; `None` if each counts 1.
-        max_weight: the largest batch by weight; infinite for no limit.
-        padded: whether a batch weighs its number of items times the heaviest of them, not their sum.
-        deadline: seconds from its arrival by which an item must have its result; infinite for no limit.
-        aging: seconds in which a waiting item gains one level of priority; may be infinite.
-        max_queue: the largest number of items that may wait; `None` for no limit.
-        block: whether those beyond wait for room, instead of being refused.
-    """
-
-    __slots__ = ("aging", "block", "deadline", "key", "max_queue", "max_weight", "padded", "weight")
-
-    def __init__(
-        self,
-        key: Callable[..., Hashable] | None = None,
-        weight: Callable[..., float] | None = None,
-        max_weight: float = INFINITE,
-        padded: bool = False,
-        deadline: float = INFINITE,
-        aging: float = 1.0,
-        max_queue: int | None = None,
-        block: bool = False,
-    ) -> None:
-        self.key = key
-        self.weight = weight
-        self.max_weight = max_weight
-        self.padded = padded
-        self.deadline = deadline
-        self.aging = aging
-        self.max_queue = max_queue
-        self.block = block
-
-    @property
-    def special(self) -> bool:
-        """Whether each item has terms."""
-        return self.key is not None or self.weight is not None or self.deadline < INFINITE or self.max_queue is not None
-
-    def terms(self, args: tuple[Any, ...], kwargs: dict[str, Any], arrived: float, asked: Asked | None) -> Terms:
-        """The terms of a call.
-
-        Args:
-            args, kwargs: the call's arguments.
-            arrived: monotonic time, in seconds.
-            asked: what is special about this very call.
-
-        Raises:
-            TypeError, ValueError: the key cannot be hashed, or the weight is not a number of at least 0.
-            Exception: what `key` and `weight` raise.
-        """
-        terms = Terms()
-        deadline = self.deadline
-        if asked is None or asked.key is UNSET:
-            terms.key = self.key(*args, **kwargs) if self.key is not None else None
-        else:
-            terms.key = asked.key
-        hash(terms.key)
-        if self.weight is not None:
-            terms.weight = checked_weight(self.weight(*args, **kwargs))
-        if asked is not None:
-            terms.priority = asked.priority
-            deadline = asked.deadline
-        if deadline < INFINITE:
-            terms.deadline = deadline
-            terms.expires = arrived + deadline
-        return terms
-
-    def rank(self, priority: float, since: float) -> tuple[float, float]:
-        """What items are ordered by that have a priority and have waited since then."""
-        if self.aging == INFINITE:
-            return priority, since
-        return since + self.aging * priority, since
-
-
-def checked_weight(weight: Any) -> float:
-    """Raises TypeError, ValueError: it is not a finite number of at least 0."""
-    if not hasattr(weight, "__float__"):
-        raise TypeError(f"an item's weight must be a number, not {weight!r}")
-    if not 0.0 <= weight < INFINITE:
-        raise ValueError(f"an item's weight must be at least 0 and finite, not {weight!r}")
-    return float(weight)
-
-
-class Terms:
-    """What a call asks for beyond its arguments."""
-
-    __slots__ = ("deadline", "expires", "key", "lane", "priority", "since", "weight")
-
-    priority: float
-    """Lower runs first."""
-    key: Hashable
-    """Items of different keys share no batch."""
-    weight: float
-    """Counts towards `max_weight`; at least 0."""
-    deadline: float
-    """Seconds from its arrival by which it must have its result."""
-    expires: float
-    """That moment, on the monotonic clock."""
-    since: float
-    """Since when it has waited: its arrival, but not before that of the item that was appended before it."""
-    lane: Lane | None
-    """Where it is queued; `None` before it is sorted, and once it is gone."""
-
-    def __init__(self) -> None:
-        self.priority = 0
-        self.key = None
-        self.weight = 1.0
-        self.deadline = self.expires = INFINITE
-        self.since = 0.0
-        self.lane = None
 
 
 class Lane:
@@ -600,46 +471,6 @@ class Lanes:
         assert len(self._ages) <= 2 * self.sorted + SLACK
         assert len(self._expiries) <= 2 * self.sorted + SLACK
         assert not self._moving
-
-
-def alike(weights: Sequence[float], most: int, limit: float) -> list[int]:
-    """Which items go best with the first, where a batch weighs its number of items times the heaviest.
-
-    The first item is joined by the next lighter one or the next heavier one, whichever takes less padding, and so
-    on; of all these groups it is the one with the least waste, overhead and padding, per item. O(n log n).
-
-    Args:
-        weights: of the items, in order; at least one.
-        most: the largest number of items.
-        limit: the largest padded weight, unless the first item alone exceeds it.
-
-    Returns:
-        Positions in `weights`, in order, 0 among them.
-    """
-    first = weights[0]
-    others = range(1, len(weights))
-    # the next one of each is the last
-    lighter = sorted((index for index in others if weights[index] < first), key=lambda index: -weights[index])[::-1]
-    heavier = sorted((index for index in others if weights[index] >= first), key=lambda index: weights[index])[::-1]
-    chosen, heaviest, total = [0], first, first
-    best, count = INFINITE, 1
-    while True:
-        size = len(chosen)
-        waste = (OVERHEAD * limit + heaviest * size - total) / size
-        if waste <= best:
-            best, count = waste, size
-        if size == most:
-            break
-        size += 1
-        down = heaviest * size - total - weights[lighter[-1]] if lighter and heaviest * size <= limit else INFINITE
-        longer = weights[heavier[-1]] if heavier else INFINITE
-        up = longer * size - total - longer if longer * size <= limit else INFINITE
-        if down == up == INFINITE:
-            break
-        chosen.append(lighter.pop() if down < up else heavier.pop())
-        total += weights[chosen[-1]]
-        heaviest = max(heaviest, weights[chosen[-1]])
-    return sorted(chosen[:count])
 
 
 def too_late(items: Iterable[Item], outcomes: Iterable[Any], now: float) -> int:

@@ -31,10 +31,11 @@ from ._attempt import Attempt, Raised, description
 from ._binding import UNBOUND
 from ._ceiling import Ceiling
 from ._isolation import Isolating
-from ._lanes import INFINITE, Lanes, too_late
+from ._lanes import Lanes, too_late
 from ._native import monotonic
 from ._options import policy_for
 from ._schedule import Fifo, claim_all
+from ._terms import INFINITE
 from .core import UBatch
 from .errors import DeadlineExceeded, QueueFull, Stopped, WorkerDied
 from .stats import Counters
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._binding import Binder, Call
-    from ._lanes import Asked, Rules, Terms
     from ._schedule import Hold
+    from ._terms import Asked, Rules, Terms
 
 NEVER = sys.maxsize
 """`wake_at` while nobody needs to be told of new items."""

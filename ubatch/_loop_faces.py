@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 from asyncio import get_running_loop
 
-from ._lanes import UNSET
 from ._loop import serving
 from ._options import checked_aim, checked_priority
 from ._streams import astream, checked_ahead
+from ._terms import UNSET
 from ._typing import Generic, TypeVar, overload
 from ._waiters import outcomes_of
 

@@ -6,8 +6,8 @@ import math
 import operator
 
 from ._binding import is_coroutine_function
-from ._lanes import INFINITE, Rules
 from ._policy import Adaptive, Window
+from ._terms import INFINITE, Rules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

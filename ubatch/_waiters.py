@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._binding import Call
-    from ._lanes import Terms
+    from ._terms import Terms
 
 PENDING: Any = type("Pending", (), {"__slots__": (), "__repr__": lambda self: "<no outcome yet>"})()
 """The outcome of a ticket that has none yet."""

@@ -16,7 +16,6 @@ from asyncio import get_running_loop
 
 from . import _native
 from ._binding import Binder, is_coroutine_function
-from ._lanes import UNSET
 from ._loop import Home, Job, serving
 from ._loop_faces import Faces, View
 from ._options import (
@@ -28,6 +27,7 @@ from ._options import (
     checked_workers,
     rules_for,
 )
+from ._terms import UNSET
 from ._typing import Generic, ParamSpec, TypeVar, overload
 from .decorators import Bound, Decorated, decorate, for_many
 from .errors import HandlerAlreadySet, HandlerNotSet

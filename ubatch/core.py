@@ -9,7 +9,6 @@ from ._binding import Binder, is_coroutine_function
 from ._ceiling import Ceiling
 from ._driver import Driver
 from ._faces import Faces, View
-from ._lanes import UNSET
 from ._options import (
     checked_isolate,
     checked_max_queue,
@@ -19,6 +18,7 @@ from ._options import (
     policy_for,
     rules_for,
 )
+from ._terms import UNSET
 from ._typing import TypeVar
 from ._waiters import LoopTicket
 from .errors import HandlerAlreadySet, HandlerNotSet
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
-    from ._lanes import Asked
+    from ._terms import Asked
     from ._typing import Handler
     from .stats import Stats
 

@@ -23,8 +23,8 @@ import types
 
 from . import _native
 from ._binding import is_coroutine_function
-from ._lanes import UNSET
 from ._options import checked_threshold
+from ._terms import UNSET
 from ._typing import Generic, ParamSpec, TypeVar, overload
 from .core import UBatch
 

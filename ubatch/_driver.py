@@ -24,6 +24,12 @@ How a batcher stays collectable and loses nothing. The idle worker holds a weak 
 strong one on the seat first, so the batcher lives on until the worker has taken over. The worker clears it
 before it says, by `wake_at`, that it sleeps, and again after each wake-up.
 
+Where items have terms (`_lanes`), submitters append to the same queue. `_sorting` guards what is sorted, and how many
+may wait: held by the worker while it decides and takes, and by submitters where the queue is bounded; it is taken
+after `_lock`, never before. Tickets are claimed, told and delivered without it, as that may take a future's own lock.
+Whoever takes items out of a bounded queue lets in those who wait for room; a deadline's caller leaves by itself, or a
+timer of its loop or the alarm's thread tells it, and the worker passes over what has expired.
+
 Assumptions: the GIL, or memory ordering as strong, orders these reads and writes; operations on list and deque
 are atomic. `_lock` is held for a few steps only; within them, a check of `_seat` and its setting are adjacent,
 so that neither a signal handler nor a garbage collection on the same thread comes between.

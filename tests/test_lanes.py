@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 from hypothesis import given, settings
@@ -191,7 +192,7 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def the_tightest_is_the_tightest(self):
-        self.lanes._sort()
+        self.lanes._sort(self.now)
         assert self.lanes.tightest == min((item.terms.expires for item in self.queue), default=INFINITE)
 
 
@@ -309,7 +310,7 @@ def test_a_waiting_item_gains_a_level_in_each_aging():
     rules = rules_with(aging=0.5)
     late = [item_for(rules, n, n * 0.25) for n in range(1, 10)]
     lanes = lanes_of(rules, item_for(rules, 0, 0.0, priority=2), *late)
-    order = [number for batch in batches(lanes, most=1) for number in batch]
+    order = [number for batch in batches(lanes, most=1, now=9.0) for number in batch]
     assert order == [1, 2, 3, 0, 4, 5, 6, 7, 8, 9]  # the one at exactly 1.0 came later, and waits
 
 
@@ -317,14 +318,14 @@ def test_without_aging_a_level_is_a_level():
     """However long one waits."""
     rules = rules_with(aging=INFINITE)
     lanes = lanes_of(rules, item_for(rules, 0, 0.0, priority=1), item_for(rules, 1, 1e6))
-    assert batches(lanes, most=1) == [[1], [0]]
+    assert batches(lanes, most=1, now=1e6) == [[1], [0]]
 
 
 def test_a_clock_that_goes_back_does_not_change_the_order():
     """First in, first out is by order of arrival, not by timestamp."""
     rules = rules_with()
     lanes = lanes_of(rules, *(item_for(rules, n, arrived) for n, arrived in enumerate([5.0, 3.0, 4.0, 1.0])))
-    assert batches(lanes) == [[0, 1, 2, 3]]
+    assert batches(lanes, now=2.0) == [[0, 1, 2, 3]]
 
 
 # -- keys -----------------------------------------------------------------------------------------------------
@@ -334,7 +335,7 @@ def test_a_batch_has_one_key_and_all_that_is_there_of_it():
     """Also what is behind items of other keys."""
     rules = rules_with()
     lanes = lanes_of(rules, *(item_for(rules, n, n * 1.0, key=key) for n, key in enumerate("abaab")))
-    assert batches(lanes) == [[0, 2, 3], [1, 4]]
+    assert batches(lanes, now=9.0) == [[0, 2, 3], [1, 4]]
 
 
 def test_keys_that_always_wait_are_served_in_turn():
@@ -504,45 +505,133 @@ def test_the_adaptive_policy_is_asked_as_well():
 # -- how many may wait ----------------------------------------------------------------------------------------
 
 
-def test_the_queue_takes_as_many_as_it_may():
-    """All of a call, or none."""
-    rules = rules_with(max_queue=3)
+class Door(RuleBasedStateMachine):
+    """A queue with a bound, and a lobby: who is in, who waits, who has left."""
+
+    def __init__(self):
+        super().__init__()
+        self.rules = rules_with(max_queue=4)
+        self.lanes = Lanes(Fifo(), self.rules)
+        self.inside, self.lobby, self.all = [], [], []  # the model; those who have left are not in it
+
+    def live(self, items):
+        return [item for item in items if not item.left]
+
+    @rule(count=st.integers(1, 6), block=st.booleans())
+    def offer(self, count, block):
+        items = [item_for(self.rules, len(self.all) + n, 0.0) for n in range(count)]
+        room = 0 if self.lanes.lobby else max(0, self.rules.max_queue - len(self.inside))
+        room = min(room, count)
+        accepted = self.lanes.admission.offer(items, block)
+        if room < count and not block:
+            assert accepted is None
+            return
+        assert accepted == room
+        self.all += items
+        self.inside += items[:room]
+        self.lobby += items[room:]
+
+    @rule(data=st.data())
+    def leave(self, data):
+        if self.all:
+            item = data.draw(st.sampled_from(self.all))
+            item.left = True
+            self.lanes.depart(item)
+            self.inside, self.lobby = self.live(self.inside), self.live(self.lobby)
+
+    @rule(most=st.integers(1, 5))
+    def take(self, most):
+        batch = []
+        self.lanes.take(most, batch, 0.0)
+        assert numbers(batch) == numbers(self.inside[:most])
+        del self.inside[:most]
+
+    @rule()
+    def let_in(self):
+        came = self.live(self.lanes.admission.let_in())
+        expected = self.lobby[: max(0, self.rules.max_queue - len(self.inside))]
+        assert numbers(came) == numbers(expected)
+        self.inside += expected
+        del self.lobby[: len(expected)]
+
+    @rule(most=st.integers(1, 6))
+    def reconfigure(self, most):
+        self.rules.max_queue = most
+
+    @rule(data=st.data())
+    def withdraw(self, data):
+        if self.all:
+            item = data.draw(st.sampled_from(self.all))
+            there = item in self.inside or item in self.lobby
+            assert self.lanes.withdraw(item) or not there
+            self.inside = [other for other in self.inside if other is not item]
+            self.lobby = [other for other in self.lobby if other is not item]
+
+    @invariant()
+    def it_counts_what_the_model_counts(self):
+        self.lanes.admission._account()
+        self.lanes.admission._check()
+        assert self.lanes.admission._inside == len(self.inside)
+        assert numbers(self.live(self.lanes.lobby)) == numbers(self.lobby)
+
+
+TestDoor = Door.TestCase
+TestDoor.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+def test_callers_that_have_gone_do_not_stay_in_the_lobby():
+    """Though there is no room for long."""
+    rules = rules_with(max_queue=1)
     lanes = Lanes(Fifo(), rules)
-    items = [item_for(rules, n, 0.0) for n in range(6)]
-    assert lanes.offer(items[:2], 0.0, block=False) == 2
-    assert lanes.offer(items[2:4], 0.0, block=False) is None
-    assert lanes.offer(items[4:5], 0.0, block=False) == 1
-    assert lanes.offer(items[5:], 0.0, block=False) is None
-    assert len(lanes) == 3
+    lanes.admission.offer([item_for(rules, 0, 0.0)], block=True)
+    for n in range(1000):
+        item = item_for(rules, n, 0.0)
+        lanes.admission.offer([item], block=True)
+        item.left = True
+        lanes.depart(item)
+    assert len(lanes.lobby) < 200
 
 
-def test_those_who_wait_for_room_come_in_in_order():
-    """Nobody overtakes them."""
+def test_a_full_queue_is_not_held():
+    """Nobody else could come."""
     rules = rules_with(max_queue=2)
-    lanes = Lanes(Fifo(), rules)
-    items = [item_for(rules, n, 0.0) for n in range(6)]
-    assert lanes.offer(items[:4], 0.0, block=True) == 2
-    batch = []
-    lanes.take(1, batch, 0.0)
-    assert lanes.offer(items[4:5], 0.0, block=True) == 0
-    items[2].left = True
-    assert numbers(lanes.let_in()) == [3]
-    assert lanes.offer(items[5:], 0.0, block=True) == 0
-    batch = []
-    lanes.take(2, batch, 0.0)
-    assert numbers(batch) == [1, 3]
-    assert numbers(lanes.let_in()) == [4, 5]
+    lanes = lanes_of(rules, item_for(rules, 0, 0.0), item_for(rules, 1, 0.0))
+    assert lanes.hold(Window(100.0), 0.0, 64) is None
 
 
-def test_items_whose_callers_have_left_make_room():
-    """Also while no worker looks."""
-    rules = rules_with(max_queue=2)
-    lanes = Lanes(Fifo(), rules)
-    items = [item_for(rules, n, 0.0) for n in range(3)]
-    assert lanes.offer(items[:2], 0.0, block=False) == 2
-    items[0].left = lanes.stale = True
-    assert lanes.offer(items[2:], 0.0, block=False) == 1
-    assert lanes.gone == 1
+def test_a_key_that_cannot_be_compared_fails_its_item_alone():
+    """It is found out when it is sorted."""
+
+    class Odd:
+        def __hash__(self):
+            return hash("a")
+
+        def __eq__(self, other):
+            raise ArithmeticError
+
+    rules = rules_with()
+    items = [item_for(rules, n, 0.0, key=key) for n, key in enumerate(["a", Odd(), "a"])]
+    lanes = lanes_of(rules, *items)
+    assert batches(lanes) == [[0, 2]]
+    assert [(item, type(error)) for item, error in lanes.failed] == [(items[1], ArithmeticError)]
+
+
+def test_nothing_is_kept_when_nothing_waits():
+    """Neither keys nor items."""
+
+    class Key:
+        pass
+
+    rules = rules_with()
+    key = Key()
+    lanes = lanes_of(rules, item_for(rules, 0, 0.0, key=key, deadline=9.0))
+    lanes.hold(Window(1.0), 0.0, 4)
+    ref = weakref.ref(key)
+    del key
+    batch = []
+    lanes.take(4, batch, 0.0)
+    batch.clear()
+    assert ref() is None
 
 
 # -- terms ----------------------------------------------------------------------------------------------------

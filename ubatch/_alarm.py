@@ -1,8 +1,15 @@
 """Deadlines of futures, for which nobody need be waiting: one thread for all of them, while there are any.
 
-Guarantees: what was set is told to expire at its time, unless it is done or forgotten before; a ticket that is done
-is not kept. The thread comes with the first deadline and goes when no future with one is left.
-Assumptions: a ticket's done-callbacks, which run in this thread, are short; until one returns, others are late.
+Guarantees: what was set is told to expire at its time, unless it is done or forgotten before; what is done is not
+kept. The thread comes with the first deadline and goes when no future with one is left. `set` may be called at any
+time, in a signal handler and in a `__del__` too: it appends, and takes a lock only to start the thread.
+
+How no deadline is lost. `set` appends to `_coming`, then reads `_until`, the time to which the thread sleeps; the
+thread writes `_until`, then looks at `_coming`, then sleeps. Whichever comes second sees the other. The thread ends
+under `_lock`, with nothing in `_coming`; who finds none under it starts another.
+
+Assumptions: appending to a deque is atomic. A ticket's done-callbacks, which run in this thread, are short; until one
+returns, others are late.
 """
 
 from __future__ import annotations
@@ -10,10 +17,11 @@ from __future__ import annotations
 import itertools
 import os
 import weakref
+from collections import deque
 from heapq import heapify, heappop, heappush
 
 from . import _native
-from ._native import monotonic
+from ._native import get_ident, monotonic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,8 +30,9 @@ if TYPE_CHECKING:
     class Ticket(Protocol):
         """What expires."""
 
-        def done(self) -> bool:
-            """Whether it has an outcome."""
+        @property
+        def is_settled(self) -> bool:
+            """Whether it has an outcome; to be told without a lock."""
             ...
 
         def expire(self) -> None:
@@ -34,19 +43,21 @@ if TYPE_CHECKING:
 LINGER = 1.0
 """Seconds after which it is looked whether any future is left."""
 
-SLACK = 64
-"""Entries of futures that are done that are kept beside as many of others."""
+NEVER = float("inf")
 
 
 class Alarm:
     """The thread and what it waits for."""
 
     def __init__(self) -> None:
-        self._lock = _native.reentrant_lock()  # guards what follows
-        self._entries: list[tuple[float, int, weakref.ref[Ticket]]] = []  # a heap
+        self.thread = 0
+        """The identity of the thread; 0 while there is none."""
+        self._coming: deque[tuple[float, int, weakref.ref[Ticket]]] = deque()
+        self._entries: list[tuple[float, int, weakref.ref[Ticket]]] = []  # a heap; the thread's own
         self._numbers = itertools.count()
-        self._most = SLACK  # entries, until those that are done are thrown away
-        self._look = 0.0  # when to see whether any is left that is not done
+        self._until = -NEVER  # an earlier deadline must wake the thread
+        self._look = 0.0  # when to see whether any is left that is not settled
+        self._lock = _native.reentrant_lock()  # guards _is_running
         self._is_running = False
         self._token = _native.allocate_lock()  # released to wake the thread
         self._token.acquire()
@@ -57,33 +68,28 @@ class Alarm:
         Raises:
             RuntimeError: no thread can be started.
         """
+        self._coming.append((when, next(self._numbers), weakref.ref(ticket)))
+        if not self._is_running:
+            self._start()
+        if when < self._until:
+            try:
+                self._token.release()
+            except RuntimeError:  # released already
+                pass
+
+    def _start(self) -> None:
         with self._lock:
-            entry = when, next(self._numbers), weakref.ref(ticket)
-            heappush(self._entries, entry)
-            if len(self._entries) > self._most:
-                self._tidy()
-            if self._entries and self._entries[0] is entry:
-                self._ring()
-            if not self._is_running:
-                self._is_running = True
-                try:
-                    _native.start_thread("ubatch-deadlines", self._run)
-                except BaseException:
-                    self._is_running = False
-                    raise
-
-    def _ring(self) -> None:
-        try:
-            self._token.release()
-        except RuntimeError:  # released already
-            pass
-
-    def _tidy(self) -> None:
-        self._entries = [entry for entry in self._entries if (ticket := entry[2]()) is not None and not ticket.done()]
-        heapify(self._entries)
-        self._most = 2 * len(self._entries) + SLACK
+            if self._is_running:
+                return
+            self._is_running = True
+            try:
+                _native.start_thread("ubatch-deadlines", self._run)
+            except BaseException:
+                self._is_running = False
+                raise
 
     def _run(self) -> None:
+        self.thread = get_ident()
         try:
             while self._turn():
                 pass
@@ -92,24 +98,30 @@ class Alarm:
 
     def _turn(self) -> bool:
         """Let expire what is due, and wait for the next; `False` if there is none."""
-        due: list[Ticket] = []
-        with self._lock:
-            now = monotonic()
-            if now >= self._look:
-                self._look = now + LINGER
-                self._tidy()
-            while self._entries and self._entries[0][0] <= now:
-                ticket = heappop(self._entries)[2]()
-                if ticket is not None:
-                    due.append(ticket)
-            until = self._entries[0][0] if self._entries else now
-            if not self._entries and not due:
-                self._is_running = False
-                return False
-        ticket = None
-        while due:
-            due.pop(0).expire()
-        self._token.acquire(True, min(max(until - monotonic(), 0.0), LINGER))
+        entries, coming = self._entries, self._coming
+        while coming:
+            heappush(entries, coming.popleft())
+        now = monotonic()
+        if now >= self._look:
+            self._look = now + LINGER
+            entries[:] = [entry for entry in entries if (found := entry[2]()) is not None and not found.is_settled]
+            heapify(entries)
+        while entries and entries[0][0] <= now:
+            ticket = heappop(entries)[2]()
+            if ticket is not None:
+                ticket.expire()
+            del ticket
+        if not entries:
+            with self._lock:
+                if not coming:
+                    self.thread = 0
+                    self._is_running = False
+                    return False
+            return True
+        self._until = min(entries[0][0], self._look)
+        if not coming:
+            self._token.acquire(True, max(self._until - monotonic(), 0.0))
+        self._until = -NEVER
         return True
 
 

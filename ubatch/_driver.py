@@ -40,12 +40,11 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import warnings
 import weakref
 from collections import deque
 from functools import partial
 
-from . import _native
+from . import _alarm, _native
 from ._attempt import Attempt, Raised, description
 from ._binding import UNBOUND, Binder
 from ._isolation import Isolating
@@ -55,7 +54,7 @@ from ._policy import Adaptive, Window
 from ._schedule import Fifo, claim_all
 from ._terms import Rules
 from ._waiters import PENDING, BlockingTicket, ThreadTicket, Ticket, blocking, deliver
-from .errors import DeadlineExceeded, QueueFull, Stopped, WorkerDied
+from .errors import DeadlineExceeded, QueueFull, Stopped, WorkerDied, warn_caller
 from .stats import Counters
 
 TYPE_CHECKING = False
@@ -250,48 +249,89 @@ class Driver:
 
     def _offer(self, lanes: Lanes, tickets: Sequence[Ticket]) -> bool:
         """Queue tickets with terms, or put them in the lobby; whether the worker is to look at them in any case."""
-        first, now = tickets[0].terms, monotonic()
+        first = tickets[0].terms
         assert first is not None
-        if first.expires <= now:
+        if first.expires <= monotonic():
             raise DeadlineExceeded(self._name, first.deadline)
         limit = self._rules.max_queue
-        if limit is None:
+        accepted: int | None = len(tickets)
+        if limit is None and not lanes.lobby:
             lanes.queue.extend(tickets)
-            accepted: int | None = len(tickets)
         else:
-            block = self._rules.block and get_ident() != self._seat.thread  # who makes room cannot wait for it
+            block = self._rules.block and self._may_block()
             with self._sorting:
-                accepted = lanes.offer(tickets, now, block)
-            if lanes.expired:
-                self._let_in(lanes)
+                accepted = lanes.admission.offer(tickets, block)
+                late = tickets[accepted:] if accepted is not None and self._closed else ()
+                # a stop() has been there: nobody would let them in
+                refused = [ticket for ticket in late if lanes.withdraw(ticket)]
+            if len(refused) == len(tickets):
+                raise Stopped(self._name)
+            deliver(refused, [Stopped(self._name) for _ in refused])
             if accepted is None:
                 with self._lock:
                     self._given_up.rejected += len(tickets)
-                raise QueueFull(self._name, limit)
+                raise QueueFull(self._name, limit or 0)
+            if accepted < len(tickets):
+                self._let_in(lanes)
         for ticket in tickets[:accepted]:
             ticket.admit(True)
         return first.expires < lanes.tight and 0 < self._seat.wake_at < NEVER
 
+    def _may_block(self) -> bool:
+        """Whether this thread may wait for room: not one that makes it, or that holds what it takes to make it."""
+        return (
+            get_ident() not in (self._seat.thread, _alarm.alarm.thread)
+            and not self._sorting._is_owned()
+            and not self._lock._is_owned()
+        )
+
     def _let_in(self, lanes: Lanes) -> None:
-        """There may be room: let in those who wait for it. Tell those whose time is up."""
+        """There may be room: let in those who wait for it. Tell those that do not wait any more, and why."""
         held = Seat()
+        outcomes: list[Exception] = []
         self._leaving.add(held)
-        with self._sorting:
-            let_in: list[Any] = lanes.let_in()
-            held.batch, lanes.expired = lanes.expired, []
-        for ticket in let_in:
-            ticket.admit(True)
+        let_in: list[Any] = []
+        try:
+            with self._sorting:
+                let_in += lanes.admission.let_in()
+                expired, lanes.expired = lanes.expired, []
+                failed, lanes.failed = lanes.failed, []
+                held.batch = [*expired, *(ticket for ticket, _ in failed)]
+        finally:  # an exception may be injected
+            for ticket in let_in:
+                ticket.admit(True)
+        if let_in:
+            seat = self._seat
+            if len(lanes.queue) >= seat.wake_at:
+                self._call_worker_for(seat)
         if held.batch:
+            outcomes = [DeadlineExceeded(self._name, ticket.terms.deadline) for ticket in expired]
+            outcomes += [error.with_traceback(None) for _, error in failed]
             with self._lock:
-                self._given_up.expired += len(held.batch)
-            deliver(held.batch, [DeadlineExceeded(self._name, ticket.terms.deadline) for ticket in held.batch])
+                self._given_up.expired += len(expired)
+                self._given_up.dropped += len(failed)
+            deliver(held.batch, outcomes)
         self._leaving.discard(held)
+
+    def _call_worker_for(self, seat: Seat) -> None:
+        """There is something in the queue that the worker on that seat, or nobody, may not know of."""
+        if seat.wake_at:
+            seat.wake(self)
+        elif self._started:
+            try:
+                self._call_worker()
+            except WorkerDied:
+                pass  # everything has been given up
+
+    def _make_room(self, future: Any = None) -> None:
+        """An item's caller has left: there may be room for those who wait for it."""
+        schedule = self._schedule
+        if isinstance(schedule, Lanes) and schedule.lobby and (future is None or future.left):
+            self._let_in(schedule)
 
     def _attend(self, tickets: Sequence[Ticket]) -> None:
         """The slow half of `_put`: nobody sits at the queue that the tickets are in."""
-        with self._lock:
-            refused = self._closed and self._withdraw(tickets)
-        if refused:
+        if self._closed and self._withdraw(tickets):
             raise Stopped(self._name)
         if self._started:
             self._call_worker()
@@ -299,7 +339,7 @@ class Driver:
             self._warned = True
             missing = "set_handler() and start()" if self._handler is None else "start()"
             try:
-                warnings.warn(f"batcher {self._name!r}: items wait for {missing}", RuntimeWarning, stacklevel=5)
+                warn_caller(f"batcher {self._name!r}: items wait for {missing}")
             except BaseException:  # made an error by the program's filters: then the call has failed
                 self._withdraw(tickets)
                 raise
@@ -309,7 +349,7 @@ class Driver:
         schedule = self._schedule
         with self._sorting:
             found = [ticket for ticket in tickets if schedule.withdraw(ticket)]
-        if isinstance(schedule, Lanes):
+        if isinstance(schedule, Lanes) and schedule.lobby:
             self._let_in(schedule)
         return bool(found)
 
@@ -324,17 +364,12 @@ class Driver:
         for ticket in tickets:
             ticket.leave()
         schedule = self._schedule
-        schedule.stale = True
         if schedule.special:
+            for ticket in tickets:
+                schedule.depart(ticket)
             self._make_room()
-
-    def _make_room(self, _: object = None) -> None:
-        """An item's caller has left: there may be room for those who wait for it."""
-        schedule = self._schedule
-        if isinstance(schedule, Lanes) and schedule.lobby:
-            with self._sorting:
-                schedule.purge(NEVER, monotonic())
-            self._let_in(schedule)
+        else:
+            schedule.stale = True
 
     def _call_worker(self) -> None:
         """Wake the worker; hire one if there is none."""
@@ -450,7 +485,7 @@ class Driver:
             schedule.take(most, batch, monotonic(), self._policy.cost)
         self._counters.cancelled += claim_all(batch)
         self._count_gone(schedule)
-        if schedule.lobby or schedule.expired:
+        if schedule.lobby or schedule.expired or schedule.failed:
             self._let_in(schedule)
 
     def _count_gone(self, schedule: Lanes) -> None:
@@ -576,19 +611,21 @@ class Driver:
             self._give_up(held, error)
 
     def _give_up_queue(self, error: Callable[[], Exception]) -> None:
-        held = Seat()
-        self._leaving.add(held)
+        held, away = Seat(), Seat()
+        self._leaving.update((held, away))
         try:
             with self._sorting:
-                self._schedule.empty(held.batch)
-            for ticket in held.batch:
-                ticket.admit(False)
+                schedule = self._schedule
+                schedule.empty(held.batch)
+                if isinstance(schedule, Lanes):
+                    schedule.admission.clear(away.batch)
             cancelled = claim_all(held.batch)
             with self._lock:
                 self._given_up.cancelled += cancelled
                 self._given_up.dropped += len(held.batch)
         finally:
             self._give_up(held, error)
+            self._send_away(away, error)
 
     def _give_up(self, held: Seat, error: Callable[[], Exception]) -> None:
         batch = held.batch
@@ -603,22 +640,18 @@ class Driver:
             self._simple = False
         if not drain or self._handler is None:
             self._give_up_queue(partial(Stopped, self._name))
-        else:
-            self._clear_lobby()
+        elif isinstance(self._schedule, Lanes):  # who waits for room has not been accepted yet
+            away = Seat()
+            self._leaving.add(away)
+            with self._sorting:
+                self._schedule.admission.clear(away.batch)
+            self._send_away(away, partial(Stopped, self._name))
 
-    def _clear_lobby(self) -> None:
-        """Send away those who wait for room: they have not been accepted yet."""
-        schedule = self._schedule
-        if not isinstance(schedule, Lanes):
-            return
-        held = Seat()
-        self._leaving.add(held)
-        with self._sorting:
-            held.batch.extend(schedule.lobby)
-            schedule.lobby.clear()
+    def _send_away(self, held: Seat, error: Callable[[], Exception]) -> None:
+        """Tell those who wait for room that there will be none."""
         for ticket in held.batch:
             ticket.admit(False)
-        deliver(held.batch, [Stopped(self._name) for _ in held.batch])
+        deliver(held.batch, [error() for _ in held.batch])
         self._leaving.discard(held)
 
     def _say_when_done(self, ticket: Ticket) -> None:
@@ -665,6 +698,7 @@ class Driver:
         return (
             get_ident() == self._seat.thread
             or self._lock._is_owned()
+            or self._sorting._is_owned()
             or any(ticket.locked_here() for ticket in [*self._schedule.next(sys.maxsize), *self._seat.batch])
         )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from . import _native
+from . import _alarm, _native
 from ._native import get_ident, monotonic
 from ._options import checked_aim, checked_priority
 from ._streams import astream, checked_ahead, stream
@@ -52,7 +52,7 @@ class Faces(Generic[T, U]):
         @property
         def _asked(self) -> Asked: ...
         def _own_worker(self) -> RuntimeError: ...
-        def _make_room(self, _: object) -> None: ...
+        def _make_room(self, future: Any = None) -> None: ...
         def _put(self, ticket: Ticket) -> None: ...
         def _put_all(self, tickets: Sequence[Ticket]) -> None: ...
         def _leave(self, tickets: Sequence[Ticket]) -> None: ...
@@ -127,7 +127,7 @@ class Faces(Generic[T, U]):
             DeadlineExceeded: there was no room until then.
         """
         ticket = self._future(args, kwargs, self._schedule)
-        if self._rules.block:
+        if self._rules.block and self._schedule.special:
             self._put_in_time(ticket)
         else:
             self._put(ticket)
@@ -149,13 +149,12 @@ class Faces(Generic[T, U]):
                     raise Stopped(self._name)
         except BaseException:
             ticket.cancel()
+            self._leave([ticket])
             raise
         ticket.gate = None
         ticket.add_done_callback(self._make_room)  # if it is cancelled
 
     def _set_alarm(self, ticket: FutureTicket) -> None:
-        from . import _alarm  # not by name: a forked child has another
-
         assert ticket.terms is not None
         ticket.late = partial(DeadlineExceeded, self._name, ticket.terms.deadline)
         try:

@@ -94,20 +94,26 @@ class FutureTicket(Ticket, Future[Any]):
     def _forget(self) -> None:
         queue, self._queue = self._queue, None
         if queue is not None:
-            queue.stale = True
+            queue.depart(self)
         self.args, self.kwargs, self.call = (), {}, None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it has an outcome; told without its lock, so perhaps a little late."""
+        return self._state not in ("PENDING", "RUNNING")
 
     def expire(self) -> None:
         """Its deadline has passed: whoever has it drops it."""
-        if self.late is not None and not self.done():
+        if self.late is not None and not self.is_settled:
             self.left = True
             if self._queue is not None:
-                self._queue.stale = True
+                self._queue.depart(self)
             self._settle_safely(self.late())  # what it has of the call may be on its way to the handler
 
     @staticmethod
     def wake_all(tickets: Sequence[FutureTicket], took: float | None) -> None:
         for ticket in tickets:
+            ticket.admit(True)  # if that was prevented
             outcome, ticket.outcome = ticket.outcome, None
             ticket.args, ticket.kwargs, ticket.call, ticket._queue = (), {}, None, None
             if ticket.locked_here():
@@ -155,8 +161,10 @@ class FutureTicket(Ticket, Future[Any]):
             _native.destroy_hub()
 
     def _invoke_callbacks(self) -> None:
-        if self._state == "CANCELLED":
+        if self._state == "CANCELLED" and not self.left:
             self.left = True  # for a callback that looks at the queue
+            if self._queue is not None:
+                self._queue.depart(self)
         # as of any future, but one that raises SystemExit or the like does not stop those after it
         raised: BaseException | None = None
         for callback in self._done_callbacks:

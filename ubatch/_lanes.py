@@ -13,26 +13,31 @@ Where a batch is bounded by weight, items leave in that order until one does not
 weight, the next item leaves with others of like weight, chosen for the least waste per item;
 as the next item always leaves, one with n items before it leaves with the (n + 1)th batch of its lane at the latest.
 
-Who may do what: any thread may append to `queue`; the rest is for one thread at a time, but `next`, which may be
-called at any time. A fork finds each item in `next()`, or in the list that `take` or `empty` fills, or in both.
-Assumptions as in `_schedule`; also that `heappush` and `heappop` are single steps.
+Who may do what: any thread may append to `queue`, and call `depart` and `next`, at any time. `hold`, `take` and `purge`
+are for the worker; these, `withdraw` and `empty` for one thread at a time. No other than the worker sorts, so who has
+appended and then looks at the length of `queue` sees his item there, or knows the worker awake. `withdraw` and `empty`
+do nothing where they come upon one of the others further up on the same stack, in a `__del__` or a signal handler.
+A fork finds each item in `next()`, or in the list that `take` or `empty` fills, or in both.
+
+Assumptions as in `_schedule`; also that `heappush` and `heappop` are single steps, and that comparing keys is quick
+and calls nothing of the batcher's. A key that cannot be compared fails its item alone.
 """
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from heapq import heapify, heappop, heappush
 from itertools import accumulate, repeat, starmap
 from math import ceil
 
+from ._admission import Admission
 from ._padding import alike
 from ._schedule import Fifo, copy_of
-from ._terms import INFINITE, Rules, Terms
+from ._terms import INFINITE, Rules, Terms, terms_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Sequence
+    from collections.abc import Hashable, Iterable
     from typing import Any
 
     from ._cost import Cost
@@ -41,8 +46,11 @@ if TYPE_CHECKING:
 HASTE = 1.5
 """A hold ends before a deadline by this many times the expected duration of the batch."""
 
+LEAST = 5e-3
+"""And by this many seconds at least, or a quarter of the time allowed: a worker takes time to wake up."""
+
 LOOK_AHEAD = 4
-"""Batches' worth of items among which those of like weight are looked for."""
+"""Batches' worth of items that are looked at: for those of like weight, and for those that do not count."""
 
 SLACK = 64
 """Entries of items that are gone that are kept beside as many of those that are there."""
@@ -81,17 +89,21 @@ class Lanes:
         "_ahead",
         "_before",
         "_expiries",
-        "_is_sorting",
+        "_fewest",
+        "_full",
+        "_is_busy",
         "_lanes",
         "_latest",
+        "_most",
         "_moving",
         "_number",
         "_turns",
+        "admission",
         "append",
         "choice",
         "expired",
+        "failed",
         "gone",
-        "lobby",
         "queue",
         "rules",
         "sorted",
@@ -106,23 +118,28 @@ class Lanes:
         self.queue = before.queue
         self.append = before.append
         self.rules = rules
+        self.admission = Admission(self.queue, rules)
         self.sorted = 0
         """Items that are not in `queue` any more, but in lanes."""
-        self.lobby: deque[Item] = deque()
-        """Items that wait for there to be room in the queue."""
         self.expired: list[Any] = []
-        """Items that `take` found expired, for the driver to tell them."""
+        """Items that were found expired, for the driver to tell them."""
+        self.failed: list[tuple[Any, Exception]] = []
+        """Items that cannot be sorted, and why, for the driver to tell them."""
         self.gone = 0
         """Items that were thrown away because their callers had left, for the driver to count."""
-        self.tight = -INFINITE
+        self.tight = INFINITE
         """An item that expires before this is to be looked at, though the worker is to be left alone otherwise."""
         self.choice: Lane | None = None  # the lane that the latest decision was about
+        self._is_busy = False  # perhaps further up on this stack
         self._lanes: dict[Hashable, Lane] = {}
         self._number = 0
         self._latest = -INFINITE
-        self._ahead: list[Item] = []  # looked at for a batch of like weights
-        self._is_sorting = False
+        self._ahead: list[Item] = []  # looked at for a batch
         self._moving: list[Item] = []  # on their way from the queue to their lanes, the last one first
+        # what is full, of batches of `_most` items; and a lower bound of what the fullest of the others has room for
+        self._most = 0
+        self._full: dict[Lane, None] = {}
+        self._fewest = 0
         # with entries of items and turns that are gone; `_tidy` sees to it that they are not too many
         self._turns: list[tuple[tuple[tuple[float, float], int], int, Lane]] = []  # a heap
         self._expiries: list[tuple[float, int, Terms]] = []  # a heap
@@ -141,6 +158,11 @@ class Lanes:
         self._before.stale = stale
 
     @property
+    def lobby(self) -> deque[Any]:
+        """Items that wait for there to be room in the queue."""
+        return self.admission.lobby
+
+    @property
     def tightest(self) -> float:
         """The first moment at which a sorted item expires; infinite if none does."""
         expiries = self._expiries
@@ -152,42 +174,61 @@ class Lanes:
 
     def hold(self, policy: Policy, now: float, most: int) -> Hold | None:
         """As `Fifo.hold`. The lane that is next is asked about first, then any that is full, then the oldest item's."""
-        self._sort()
-        self.choice = None
-        if not self._lanes:
-            raise IndexError("nothing is queued")
+        self._is_busy = True
+        try:
+            self._sort(now)
+            if not self._lanes:
+                raise IndexError("nothing is queued")
+            hold, self.choice = self._decide(policy, now, most)
+            self.tight = INFINITE if hold is None else self.tightest
+            return hold
+        finally:
+            self._is_busy = False
+
+    def _decide(self, policy: Policy, now: float, most: int) -> tuple[Hold | None, Lane]:
+        """What the policy says, and of which lane."""
         rules, queued, newest = self.rules, self.sorted, self._latest
+        fewest = self._look_for_room(most)
         lane, eldest = self._next(), self._eldest()
-        oldest = eldest.since if eldest.lane is lane else _terms(lane.heap[0][2]).since
+        oldest = eldest.since if eldest.lane is lane else terms_of(lane.heap[0][2]).since
         hold = policy.decide(now, queued, oldest, queued + lane.room(most, rules), newest)
-        if hold is not None:
-            rooms = [(other.room(most, rules), other.turn, other) for other in self._lanes.values()]
-            full = [(turn, other) for room, turn, other in rooms if not room]
-            if full:
-                hold, lane = None, min(full)[1]
-                policy.reason = "full"
-            elif eldest.lane is not None and eldest.lane is not lane:
-                other = policy.decide(now, queued, eldest.since, queued + eldest.lane.room(most, rules), newest)
-                if other is None or other.until < hold.until:
-                    hold, lane = other, eldest.lane
-            if hold is not None and self.tightest < INFINITE:
-                expires, _, terms = self._expiries[0]
-                lead = self._lead(policy.cost, most)
-                latest = expires - (terms.deadline / 2 if lead is None else lead)
-                if latest < hold.until and terms.lane is not None:
-                    lane = terms.lane
-                    policy.reason = "deadline"
-                    hold.until = latest
-                    if now >= latest:
-                        hold = None
-            if hold is not None:
-                hold.wake_at = max(1, min(hold.wake_at - queued, min(rooms)[0]))
-        self.tight = -INFINITE if hold is None else self.tightest
-        self.choice = lane
-        return hold
+        if hold is None:
+            return None, lane
+        if self._full:
+            policy.reason = "full"
+            return None, min(self._full, key=lambda other: other.turn)
+        if rules.max_queue is not None and queued >= rules.max_queue:  # nobody else could come
+            policy.reason = "full"
+            return None, lane
+        if eldest.lane is not lane:
+            other = policy.decide(now, queued, eldest.since, queued + eldest.lane.room(most, rules), newest)
+            if other is None:
+                return None, eldest.lane
+            if other.until < hold.until:
+                hold, lane = other, eldest.lane
+        if self.tightest < INFINITE:
+            expires, _, terms = self._expiries[0]
+            lead = self._lead(policy.cost, most)
+            latest = expires - (terms.deadline / 2 if lead is None else max(lead, min(terms.deadline / 4, LEAST)))
+            if latest < hold.until:
+                policy.reason = "deadline"
+                hold.until, lane = latest, terms.lane
+                if now >= latest:
+                    return None, lane
+        hold.wake_at = max(1, min(hold.wake_at - queued, fewest))
+        return hold, lane
+
+    def _look_for_room(self, most: int) -> int:
+        """Find out which lanes are full; how many more items may come before another may be."""
+        if most != self._most or len(self._lanes) <= SLACK:
+            self._most = most
+            rooms = {lane: lane.room(most, self.rules) for lane in self._lanes.values()}
+            self._full = {lane: None for lane, room in rooms.items() if not room}
+            self._fewest = min((room for room in rooms.values() if room), default=most)
+        return self._fewest
 
     def take(self, most: int, into: list[Item], now: float, cost: Cost | None = None) -> None:
-        """Move the next items, all of one key, into the empty list `into`, unclaimed. See `expired`.
+        """Move the next items, all of one key, into the empty list `into`, unclaimed. See `expired` and `failed`.
 
         Args:
             most: how many at most.
@@ -196,28 +237,34 @@ class Lanes:
             cost: what a batch is expected to cost. Items that would be late go only where there is room: under
                 overload the others can be in time.
         """
-        self._sort()
-        lane, self.choice = self.choice, None
-        if lane is None or not lane.heap:
-            if not self._lanes:
-                return
-            lane = self._next()
-        self._clear(lane, now)
-        if lane.heap:
+        self._is_busy = True
+        try:
+            self._sort(now)
+            lane, self.choice = self.choice, None
+            if lane is None or not lane.heap:
+                if not self._lanes:
+                    return
+                lane = self._next()
+            self._clear(lane, now)
             soon = now + (self._lead(cost, most) or 0.0)
             if self.rules.padded or self.tightest <= soon:
-                self._take_best(lane, most, into, now, soon)
+                if lane.heap:
+                    self._take_best(lane, most, into, now, soon)
             else:
                 limit, weight = self.rules.max_weight, 0.0
                 while lane.heap and len(into) < most:
                     item = lane.heap[0][2]
-                    weight += _terms(item).weight
+                    weight += terms_of(item).weight
                     if into and weight > limit:
                         break
                     into.append(item)
                     self._pop(lane)
                     self._clear(lane, now)
-        self._settle(lane, now)
+            self._settle(lane, now)
+            for item in into:
+                self.admission.leave(terms_of(item))
+        finally:
+            self._is_busy = False
 
     def _take_best(self, lane: Lane, most: int, into: list[Item], now: float, soon: float) -> None:
         """The next item that need not be late, and those of the ones behind it that go with it."""
@@ -227,11 +274,11 @@ class Lanes:
         wanted = LOOK_AHEAD * most if self.rules.padded else most
         while heap and len(entries) < wanted:
             ahead.append(heap[0][2])  # for a fork to find it
-            (late if _terms(heap[0][2]).expires <= soon else entries).append(heap[0])
+            (late if terms_of(heap[0][2]).expires <= soon else entries).append(heap[0])
             self._pop(lane)
             self._clear(lane, now)
         entries += late
-        weights = [_terms(item).weight for _, _, item in entries]
+        weights = [terms_of(item).weight for _, _, item in entries]
         if self.rules.padded:
             chosen = alike(weights, most, limit)
         else:
@@ -256,77 +303,51 @@ class Lanes:
 
     def _gone(self, item: Item, now: float) -> bool:
         """Whether an item does not count any more; it is accounted for then."""
-        if _terms(item).expires <= now:
+        if terms_of(item).expires <= now:
             self.expired.append(item)
         elif item.left:
             self.gone += 1
         else:
             return False
+        self.admission.leave(terms_of(item))
         return True
-
-    # -- what may be called beside ------------------------------------------------------------------------
-
-    def offer(self, items: Sequence[Item], now: float, block: bool) -> int | None:
-        """Let in as many as there is room for.
-
-        Args:
-            items: to be let in, in order.
-            now: monotonic time, in seconds.
-            block: whether the others wait in the `lobby`; else all or none are let in.
-
-        Returns:
-            How many are in the queue now; `None` if they were refused.
-        """
-        most = self.rules.max_queue
-        if most is None:  # by now
-            most = sys.maxsize
-        if self.stale and len(self) + len(items) > most:
-            self.purge(sys.maxsize, now)
-        room = 0 if self.lobby else min(len(items), max(0, most - len(self)))
-        if room < len(items) and not block:
-            return None
-        self.queue.extend(items[:room])
-        self.lobby.extend(items[room:])
-        return room
-
-    def let_in(self) -> list[Item]:
-        """Move items from the lobby to the queue, as there is room; those whose callers have left just go."""
-        let_in: list[Item] = []
-        most = self.rules.max_queue
-        while self.lobby and (most is None or len(self) < most):
-            item = self.lobby[0]
-            if not item.left:
-                self.queue.append(item)
-                let_in.append(item)
-            self.lobby.popleft()
-        return let_in
 
     def purge(self, most: int, now: float) -> None:
         """Throw away all that do not count any more; if the queue is long, none: `take` passes over them."""
-        self._sort()
-        if self.sorted > LOOK_AHEAD * most:
-            return
-        self.stale = False  # before the look: whoever leaves from here on sets it again
-        for lane in list(self._lanes.values()):
-            self._remove(lane, {number for _, number, item in lane.heap if self._gone(item, now)})
+        self._is_busy = True
+        try:
+            self._sort(now)
+            if self.sorted > LOOK_AHEAD * most:
+                return
+            self.stale = False  # before the look: whoever leaves from here on sets it again
+            for lane in list(self._lanes.values()):
+                self._remove(lane, {number for _, number, item in lane.heap if self._gone(item, now)})
+        finally:
+            self._is_busy = False
+
+    # -- what may be called beside ------------------------------------------------------------------------
+
+    def depart(self, item: Item) -> None:
+        """As `Fifo.depart`."""
+        self.stale = True
+        self.admission.depart(item)
 
     def empty(self, into: list[Item]) -> None:
-        """As `Fifo.empty`; the lobby, too."""
-        for queue in (self.lobby, self.queue):
-            into.extend(starmap(queue.popleft, repeat((), len(queue))))
+        """As `Fifo.empty`."""
+        if self._is_busy:
+            return
+        into.extend(starmap(self.queue.popleft, repeat((), len(self.queue))))
         for items in (self._moving, self._ahead):
             into.extend(items)
             items.clear()
         into.extend(item for lane in self._lanes.values() for _, _, item in lane.heap)
         for item in into:
-            _terms(item).lane = None
-        for lane in self._lanes.values():
-            lane.heap = []  # whoever comes upon this from above on the same stack finds nothing there
+            terms = terms_of(item)
+            terms.lane = None
+            self.admission.leave(terms)
         self._lanes.clear()
-        self._turns.clear()
-        self._expiries.clear()
-        self._ages.clear()
         self.sorted = 0
+        self._forget()
 
     def next(self, most: int) -> list[Item]:
         """All items, some of them perhaps twice."""
@@ -335,44 +356,50 @@ class Lanes:
 
     def withdraw(self, item: Item) -> bool:
         """As `Fifo.withdraw`; also from the lobby."""
+        terms = terms_of(item)
         for queue in (self.queue, self.lobby):
             try:
                 queue.remove(item)
             except ValueError:
                 continue
+            self.admission.leave(terms)
             return True
-        self._sort()
-        lane = _terms(item).lane
-        if lane is None:
+        lane = terms.lane
+        if lane is None or self._is_busy:
             return False
         self._remove(lane, {number for _, number, other in lane.heap if other is item})
+        self.admission.leave(terms)
         return True
 
     # -- sorting ------------------------------------------------------------------------------------------
 
-    def _sort(self) -> None:
+    def _sort(self, now: float) -> None:
         """Move what was appended into the lanes."""
-        if self._is_sorting:  # further up on this stack: this is a __del__, or a signal handler
-            return
         queue, moving = self.queue, self._moving
-        self._is_sorting = True
-        try:
-            while queue or moving:
-                if not moving:
+        while queue or moving:
+            if not moving:
+                try:
                     moving.extend(starmap(queue.popleft, repeat((), len(queue))))
-                    moving.reverse()
-                self._place(moving[-1])
-                moving.pop()
-        finally:
-            self._is_sorting = False
+                except IndexError:  # somebody else took the rest
+                    pass
+                moving.reverse()
+                continue
+            try:
+                self._place(moving[-1], now)
+            except Exception as error:  # of the key's own
+                self.admission.leave(terms_of(moving[-1]))
+                self.failed.append((moving[-1], error))
+            moving.pop()
 
-    def _place(self, item: Item) -> None:
-        terms = _terms(item)
-        self._latest = terms.since = max(self._latest, item.arrived)
-        self._number = number = self._number + 1
+    def _place(self, item: Item, now: float) -> None:
+        terms = terms_of(item)
+        if terms.lane is not None:
+            return
+        self._latest = terms.since = min(max(self._latest, item.arrived), now)
         lane = self._lanes.get(terms.key)
         if lane is None:
             lane = self._lanes[terms.key] = Lane(terms.key)
+        self._number = number = self._number + 1
         self._ages.append(terms)
         if terms.expires < INFINITE:
             heappush(self._expiries, (terms.expires, number, terms))
@@ -382,16 +409,22 @@ class Lanes:
         self._tidy()
 
     def _push(self, lane: Lane, rank: tuple[float, float], number: int, item: Item) -> None:
-        terms = _terms(item)
+        terms = terms_of(item)
         heappush(lane.heap, (rank, number, item))
         terms.lane = lane
         lane.weight += terms.weight
         lane.heaviest = max(lane.heaviest, terms.weight)
         self.sorted += 1
+        if self._most:
+            room = lane.room(self._most, self.rules)
+            if not room:
+                self._full[lane] = None
+            elif room < self._fewest:
+                self._fewest = room
 
     def _pop(self, lane: Lane) -> None:
         """Its first item is gone, or is elsewhere already."""
-        terms = _terms(lane.heap[0][2])
+        terms = terms_of(lane.heap[0][2])
         heappop(lane.heap)
         terms.lane = None
         lane.weight -= terms.weight
@@ -402,7 +435,7 @@ class Lanes:
             return
         for _, number, item in lane.heap:
             if number in numbers:
-                terms = _terms(item)
+                terms = terms_of(item)
                 terms.lane = None
                 lane.weight -= terms.weight
                 self.sorted -= 1
@@ -413,17 +446,32 @@ class Lanes:
     def _settle(self, lane: Lane, served: float) -> None:
         """After some of its items have gone."""
         lane.served = served
-        if lane.heap:
-            lane.heaviest = max(_terms(item).weight for _, _, item in lane.heap) if self.rules.padded else 0.0
-            self._turn(lane)
+        if not lane.heap:
+            self._lanes.pop(lane.key, None)
         else:
-            del self._lanes[lane.key]
-        self._tidy()
+            if self.rules.padded and len(lane.heap) <= LOOK_AHEAD * SLACK:  # else it is full in any case
+                lane.heaviest = max(terms_of(item).weight for _, _, item in lane.heap)
+            self._turn(lane)
+        if lane in self._full and (not lane.heap or lane.room(self._most, self.rules)):
+            del self._full[lane]
+        if self.sorted:
+            self._tidy()
+        else:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Nothing waits: keep nothing of what was."""
+        self._turns.clear()
+        self._expiries.clear()
+        self._ages.clear()
+        self._full.clear()
+        self._fewest = self._most
+        self.choice = None
 
     def _turn(self, lane: Lane) -> None:
         """Its first item is another now, or it was served."""
         _, number, item = lane.heap[0]
-        terms = _terms(item)
+        terms = terms_of(item)
         lane.turn = self.rules.rank(terms.priority, max(terms.since, lane.served)), number
         self._number += 1
         heappush(self._turns, (lane.turn, self._number, lane))
@@ -460,7 +508,7 @@ class Lanes:
         lanes = self._lanes
         assert self.sorted == sum(len(lane.heap) for lane in lanes.values())
         for key, lane in lanes.items():
-            terms = [_terms(item) for _, _, item in lane.heap]
+            terms = [terms_of(item) for _, _, item in lane.heap]
             assert lane.heap, f"an empty lane: {key!r}"
             assert lane.heap[0] == min(lane.heap)
             assert all(one.key == key == lane.key and one.lane is lane for one in terms)
@@ -471,18 +519,16 @@ class Lanes:
         assert len(self._ages) <= 2 * self.sorted + SLACK
         assert len(self._expiries) <= 2 * self.sorted + SLACK
         assert not self._moving
+        assert not self._ahead
+        if self._most:
+            full = {lane for lane in lanes.values() if not lane.room(self._most, self.rules)}
+            assert full == set(self._full)
+        self.admission._check()
 
 
 def too_late(items: Iterable[Item], outcomes: Iterable[Any], now: float) -> int:
     """How many of these results come when their callers have gone, as their time was up."""
     return sum(
-        item.left and _terms(item).expires <= now and not isinstance(outcome, BaseException)
+        item.left and terms_of(item).expires <= now and not isinstance(outcome, BaseException)
         for item, outcome in zip(items, outcomes, strict=True)
     )
-
-
-def _terms(item: Item) -> Terms:
-    terms: Terms | None = item.terms
-    if terms is None:
-        terms = item.terms = Terms()
-    return terms

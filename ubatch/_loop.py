@@ -24,7 +24,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sys
-import warnings
 from functools import partial
 
 from ._attempt import Attempt, Raised, description
@@ -37,7 +36,7 @@ from ._options import policy_for
 from ._schedule import Fifo, claim_all
 from ._terms import INFINITE
 from .core import UBatch
-from .errors import DeadlineExceeded, QueueFull, Stopped, WorkerDied
+from .errors import DeadlineExceeded, QueueFull, Stopped, WorkerDied, warn_caller
 from .stats import Counters
 
 TYPE_CHECKING = False
@@ -223,21 +222,19 @@ class Home:
         deadline, expires = tickets[0].terms.deadline, tickets[0].terms.expires  # type: ignore[union-attr]
         if expires <= now:
             raise DeadlineExceeded(self.job.name, deadline)
-        if rules.max_queue is None:
+        if rules.max_queue is None and not lanes.lobby:
             lanes.queue.extend(tickets)
         else:
-            accepted = lanes.offer(tickets, now, rules.block and waits)
-            self._settle(lanes)
+            accepted = lanes.admission.offer(tickets, rules.block and waits)
             if accepted is None:
                 counters.rejected += len(tickets)
-                raise QueueFull(self.job.name, rules.max_queue)
+                raise QueueFull(self.job.name, rules.max_queue or 0)
+            for ticket in tickets:
+                ticket.future.add_done_callback(partial(self._left, ticket))
         if len(lanes.queue) >= self.wake_at or (self._timer is not None and expires < lanes.tight):
             self._attend_to(tickets)
         if expires < INFINITE:
             self._set_timer(tickets, expires - now)
-        if rules.block and rules.max_queue is not None:
-            for ticket in tickets:
-                ticket.future.add_done_callback(self._left)
 
     def specialise(self) -> Lanes:
         """See to it that items may have terms, from now on."""
@@ -265,27 +262,35 @@ class Home:
     def _expire(self, tickets: list[Ticket]) -> None:
         deliver(tickets, [DeadlineExceeded(self.job.name, ticket.terms.deadline) for ticket in tickets if ticket.terms])
 
-    def _left(self, future: asyncio.Future[Any]) -> None:
+    def _left(self, ticket: Ticket, _: object) -> None:
         """An item is done; if nobody has taken it there may be room for those who wait for it."""
         schedule = self.schedule
-        if isinstance(schedule, Lanes) and schedule.lobby and (future.cancelled() or future.exception() is not None):
-            schedule.purge(NEVER, monotonic())
+        if isinstance(schedule, Lanes) and ticket.terms is not None and (ticket.terms.inside or schedule.lobby):
+            schedule.depart(ticket)
             self._settle(schedule)
 
     def _settle(self, lanes: Lanes) -> None:
         """After items have gone: let in those who wait for room; count, and tell, those that do not count any more."""
-        lanes.let_in()
+        if lanes.admission.let_in() and len(lanes.queue) >= self.wake_at and self.job.started:
+            self.attend()
         self.counters.cancelled += lanes.gone
         lanes.gone = 0
         if lanes.expired:
             expired, lanes.expired = lanes.expired, []
             self.counters.expired += len(expired)
             self._expire(expired)
+        if lanes.failed:
+            failed, lanes.failed = lanes.failed, []
+            self.counters.dropped += len(failed)
+            deliver([ticket for ticket, _ in failed], [error.with_traceback(None) for _, error in failed])
 
-    def make_room(self) -> None:
-        """The largest number of items that may wait is another now."""
-        if self.job.rules.special:
-            self._settle(self.specialise())
+    def make_room(self, begins: bool) -> None:
+        """The largest number of items that may wait is another now; there was none before if it `begins`."""
+        if self.job.rules.max_queue is not None or self.schedule.special:
+            lanes = self.specialise()
+            if begins:
+                lanes.admission.begin(lanes.next(NEVER))
+            self._settle(lanes)
             self.reconsider()
 
     def _attend_to(self, tickets: Sequence[Ticket]) -> None:
@@ -297,7 +302,7 @@ class Home:
             elif not self._warned:
                 self._warned = True
                 missing = "set_handler() and start()" if job.handler is None else "start()"
-                warnings.warn(f"batcher {job.name!r}: items wait for {missing}", RuntimeWarning, stacklevel=5)
+                warn_caller(f"batcher {job.name!r}: items wait for {missing}")
         except BaseException:  # no memory, no stack; or the program's filters make an error of a warning
             for ticket in tickets:
                 self.schedule.withdraw(ticket)
@@ -505,7 +510,9 @@ class Home:
             if error is None:
                 self._follow_later()
             else:
-                self._bury([*shift.batch, *self.schedule.next(NEVER)], error)
+                tickets = [*shift.batch]
+                self.schedule.empty(tickets)
+                self._bury(tickets, error)
                 shift.batch = []
         if shift in self.busy:
             self.busy.discard(shift)
@@ -515,8 +522,6 @@ class Home:
     def _bury(self, tickets: list[Any], error: BaseException | None) -> None:
         """A shift died of something that is not the handler's: fail what it had, and go on."""
         died = partial(WorkerDied, self.job.name, "cancelled" if error is None else description(error))
-        for ticket in tickets:
-            self.schedule.withdraw(ticket)
         self.counters.errors += len(tickets)
         deliver(tickets, [_because(error, died()) for _ in tickets])
         self._follow()
@@ -532,8 +537,8 @@ class Home:
         if not drain or self.job.handler is None:
             self._give_up_queue()
         elif isinstance(schedule, Lanes):  # who waits for room has not been accepted yet
-            lobby: list[Any] = [*schedule.lobby]
-            schedule.lobby.clear()
+            lobby: list[Any] = []
+            schedule.admission.clear(lobby)
             deliver(lobby, [Stopped(self.job.name) for _ in lobby])
         if schedule or self._timer is not None:
             self._follow()
@@ -576,6 +581,10 @@ class Home:
         dropped: list[Any] = []
         self.schedule.empty(dropped)
         self.counters.cancelled += claim_all(dropped)
+        if isinstance(self.schedule, Lanes):
+            lobby: list[Any] = []
+            self.schedule.admission.clear(lobby)
+            deliver(lobby, [Stopped(self.job.name) for _ in lobby])
         self.counters.dropped += len(dropped)
         deliver(dropped, [Stopped(self.job.name) for _ in dropped])
 

@@ -72,15 +72,27 @@ def checked_aim(deadline: float) -> float:
         raise TypeError(f"deadline must be a number of seconds, not {deadline!r}")
     if math.isnan(deadline):
         raise ValueError(f"deadline must be a number of seconds, not {deadline!r}")
-    return float(deadline)
+    return _as_float(deadline)
+
+
+def _as_float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # an integer that is too large
+        return INFINITE if number > 0 else -INFINITE
 
 
 def _checked_number(name: str, number: float, what: str, above: float) -> float:
     if isinstance(number, bool) or not hasattr(number, "__float__"):
         raise TypeError(f"{name} must be a number, not {number!r}")
-    if not above < number < INFINITE:
+    value = _as_float(number)
+    if not above < value < INFINITE:
         raise ValueError(f"{name} must be {what}, not {number!r}")
-    return number
+    return value
+
+
+def _is_infinite(number: object) -> bool:
+    return isinstance(number, float) and number == INFINITE
 
 
 def _checked_function(name: str, function: Callable[..., Any] | None) -> None:
@@ -107,24 +119,23 @@ def rules_for(
     _checked_function("weight", weight)
     if (weight is None) != (max_weight is None):
         raise ValueError(f"weight and max_weight go together, not weight={weight!r} with max_weight={max_weight!r}")
-    if max_weight is not None:
-        _checked_number("max_weight", max_weight, "more than 0 and finite", 0.0)
+    limit = INFINITE if max_weight is None else _checked_number("max_weight", max_weight, "more than 0 and finite", 0.0)
     if not isinstance(padded, bool):
         raise TypeError(f"padded must be True or False, not {padded!r}")
     if padded and weight is None:
         raise ValueError("padded=True bounds what items weigh: it needs weight and max_weight")
-    if deadline is not None:
-        _checked_number("deadline", deadline, "more than 0 seconds, or None", 0.0)
-    if not isinstance(aging, float) or aging != INFINITE:
-        _checked_number("aging", aging, "more than 0 seconds", 0.0)
+    within = INFINITE
+    if deadline is not None and not _is_infinite(deadline):
+        within = _checked_number("deadline", deadline, "more than 0 seconds, or None", 0.0)
+    aging = INFINITE if _is_infinite(aging) else _checked_number("aging", aging, "more than 0 seconds", 0.0)
     if overflow not in ("reject", "block"):
         raise ValueError(f"overflow must be 'reject' or 'block', not {overflow!r}")
     return Rules(
         key,
         weight,
-        INFINITE if max_weight is None else max_weight,
+        limit,
         padded,
-        INFINITE if deadline is None else deadline,
+        within,
         aging,
         checked_max_queue(max_queue),
         overflow == "block",

@@ -150,6 +150,10 @@ class Fifo:
             return False
         return True
 
+    def depart(self, item: Item) -> None:
+        """An item's caller has left: some of the queue may not count any more. May be called at any time."""
+        self.stale = True
+
     def _check(self) -> None:
         assert all(not item.left for item in self.queue) or self.stale
 

@@ -105,15 +105,19 @@ def checked_weight(weight: Any) -> float:
     """Raises TypeError, ValueError: it is not a finite number of at least 0."""
     if not hasattr(weight, "__float__"):
         raise TypeError(f"an item's weight must be a number, not {weight!r}")
-    if not 0.0 <= weight < INFINITE:
+    try:
+        value = float(weight)
+    except OverflowError:  # an integer that is too large
+        value = INFINITE
+    if not 0.0 <= value < INFINITE:
         raise ValueError(f"an item's weight must be at least 0 and finite, not {weight!r}")
-    return float(weight)
+    return value
 
 
 class Terms:
     """What a call asks for beyond its arguments."""
 
-    __slots__ = ("deadline", "expires", "key", "lane", "priority", "since", "weight")
+    __slots__ = ("absent", "deadline", "expires", "inside", "key", "lane", "priority", "since", "weight")
 
     priority: float
     """Lower runs first."""
@@ -127,6 +131,10 @@ class Terms:
     """That moment, on the monotonic clock."""
     since: float
     """Since when it has waited: its arrival, but not before that of the item that was appended before it."""
+    inside: bool
+    """Whether it counts among those that wait."""
+    absent: bool
+    """Whether its caller is known to have left before it came in."""
     lane: Any
     """Where it is queued; `None` before it is sorted, and once it is gone."""
 
@@ -137,3 +145,13 @@ class Terms:
         self.deadline = self.expires = INFINITE
         self.since = 0.0
         self.lane = None
+        self.inside = False
+        self.absent = False
+
+
+def terms_of(item: Any) -> Terms:
+    """The terms of an item; those of one that asks for nothing, if it has none."""
+    terms: Terms | None = item.terms
+    if terms is None:
+        terms = item.terms = Terms()
+    return terms

@@ -290,13 +290,13 @@ class UBatch(Faces[T, U]):
             "timeout": timeout if timeout is UNSET else checked_timeout(timeout),
             "workers": workers if workers is UNSET else checked_workers(workers),
         }
-        if max_queue is not UNSET:
-            job.rules.max_queue = checked_max_queue(max_queue)
+        bound = UNSET if max_queue is UNSET else checked_max_queue(max_queue)
         for name, value in changes.items():
             if value is not UNSET:
                 setattr(job, name, value)
-        if max_queue is not UNSET:
-            self._tell(Home.make_room)
+        if bound is not UNSET:
+            begins, job.rules.max_queue = job.rules.max_queue is None, bound
+            self._tell(Home.make_room, begins)
         if timeout is not UNSET or workers is not UNSET:
             self._tell(Home.renew_policy)
         self._tell(Home.reconsider)

@@ -5,6 +5,8 @@ Everything that happens between threads is in `_driver`, the ways to call it are
 
 from __future__ import annotations
 
+import sys
+
 from ._binding import Binder, is_coroutine_function
 from ._ceiling import Ceiling
 from ._driver import Driver
@@ -257,10 +259,15 @@ class UBatch(Driver, Faces[T, U]):
             "_max_size": max_size if max_size is UNSET else checked_max_size(max_size),
             "_timeout": timeout if timeout is UNSET else checked_timeout(timeout),
         }
-        if max_queue is not UNSET:
-            self._rules.max_queue = checked_max_queue(max_queue)
-            if self._rules.special:
-                self._let_in(self._specialise())
+        bound = UNSET if max_queue is UNSET else checked_max_queue(max_queue)
+        if bound is not UNSET:
+            begins, self._rules.max_queue = self._rules.max_queue is None, bound
+            if bound is not None or self._schedule.special:
+                lanes = self._specialise()
+                if begins:
+                    with self._sorting:
+                        lanes.admission.begin(lanes.next(sys.maxsize))
+                self._let_in(lanes)
         for name, value in changes.items():
             if value is not UNSET:
                 setattr(self, name, value)

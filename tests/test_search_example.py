@@ -676,12 +676,12 @@ class TestLoad:
     @pytest.mark.parametrize("headers", [b"", b"connection: close\r\n"], ids=["kept", "closed"])
     def test_answers_and_times(self, headers: bytes) -> None:
         """Every answer is read whole and timed, on connections that are kept and on those that are not."""
-        result = self._drive(lambda _, request: self._response(request.split()[1], headers=headers))
+        result = self._drive(lambda _, request: self._response(request.split()[1], headers=headers), seconds=0.5)
         assert result.failures == {}
         assert result.answers == {"a b": "/p?q=a%20b", "ü": "/p?q=%C3%BC"}
         assert result.requests_per_second > 20
         assert all(0 < latency < 1 for latency in result.latencies)
-        assert abs(len(result.latencies) - result.requests_per_second * 0.1) <= 6
+        assert abs(len(result.latencies) - result.requests_per_second * 0.5) <= 6
 
     def test_failures_are_counted(self) -> None:
         """Bad statuses and answers that change are counted by kind."""

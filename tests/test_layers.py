@@ -24,8 +24,9 @@ ROWS = (
     ("_policy",),
     ("_driver", "_future", "_options", "_streams"),
     ("core",),
-    ("decorators", "_loop"),
+    ("decorators", "_loop", "_flights"),
     ("aio",),
+    ("_cached",),
     ("__init__",),
 )
 LEVELS = {room: level for level, row in enumerate(ROWS) for room in row}

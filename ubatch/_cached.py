@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from . import _native
-from ._flights import Flight, Flights, SharedFuture
+from ._flights import Flight, Flights, Item, SharedFuture
 from ._native import get_ident
 from ._streams import astream, checked_ahead, stream
 from ._typing import Generic, TypeVar, overload
@@ -29,10 +29,9 @@ if TYPE_CHECKING:
 
     from . import aio
     from ._binding import Binder
+    from ._flights import Arguments
     from ._typing import Face
     from .stats import Stats
-
-    Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -158,7 +157,7 @@ class _Cached(Flights, Generic[T, U]):
                 hash(key)
             except TypeError as error:
                 raise TypeError(f"{error}: cached needs a hashable item, or a key= that makes a key of it") from error
-            flights.append(Flight(self, key, self._slot(key), args, kwargs))
+            flights.append(Flight(self, key, self._slot(key), (args, kwargs)))
         return flights
 
     def _binder(self) -> Binder | None:
@@ -301,17 +300,22 @@ class Cached(_Cached[T, U]):
 
     def _may_wait(self) -> None:
         for batcher in (self.batcher, self._keeper):  # futures call back in the keeper's thread, too
-            if batcher is not None and batcher._seat.thread == get_ident():
+            if batcher._seat.thread == get_ident():
                 raise batcher._own_worker()
 
     def _send(self, flights: Sequence[Flight]) -> None:
+        items = [Item(flight) for flight in flights]
+        for item in items:
+            item.flight.sent = item
         try:
-            self.batcher._put_all(flights)
+            self.batcher._put_all(items)
         except Exception as error:
             self._give_up(flights, error)
 
     def _drop(self, flight: Flight) -> None:
-        self.batcher._leave([flight])
+        item, flight.sent = flight.sent, None
+        if item is not None:
+            self.batcher._leave([item])
 
 
 class AioCached(_Cached[T, U]):
@@ -355,7 +359,7 @@ class AioCached(_Cached[T, U]):
             raise self.batcher._own_worker()
 
     def _send(self, flights: Sequence[Flight]) -> None:
-        if self._keeper is None:
+        if self._in_memory:
             self._hand_over(flights)
             return
         try:
@@ -365,14 +369,15 @@ class AioCached(_Cached[T, U]):
 
     def _hand_over(self, flights: Sequence[Flight]) -> None:
         for flight in flights:
-            if flight.left or flight.future is not None:
+            if flight.left or flight.sent is not None:
                 continue
             try:
-                flight.future = self.batcher.submit(*flight.args, **flight.kwargs)
+                args, kwargs = flight.call
+                flight.sent = self.batcher.submit(*args, **kwargs)
             except Exception as error:
                 self._give_up([flight], error)
             else:
-                flight.future.add_done_callback(partial(self._landed, flight))
+                flight.sent.add_done_callback(partial(self._landed, flight))
 
     def _landed(self, flight: Flight, future: asyncio.Future[Any]) -> None:
         if not future.cancelled():  # else everybody has left
@@ -381,8 +386,8 @@ class AioCached(_Cached[T, U]):
             self._land([flight])
 
     def _drop(self, flight: Flight) -> None:
-        if flight.future is not None:
-            flight.future.cancel()
+        if flight.sent is not None:
+            flight.sent.cancel()
 
 
 if TYPE_CHECKING:

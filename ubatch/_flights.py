@@ -44,56 +44,112 @@ from .errors import WorkerDied
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Hashable, Sequence
-    from concurrent.futures import Future
     from typing import Any
 
-    Errand = tuple[Callable[[Sequence["Flight"]], None], Sequence["Flight"]]
-    """Work with the cache, and the flights that it is for."""
+    Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+    """Of a call: by position, by name."""
+    Work = Callable[[Sequence["Flight"]], None]
+    Errand = tuple[Work, Sequence["Flight"]]
+    """Something to be done with the cache, and the flights that it is for."""
 
 _living: dict[int, weakref.ref[Flights]] = {}  # all of them, by id; operations on a dict are atomic
 
 
-class Flight(Ticket):
-    """An item on its way, and all who wait for it. Its fields but `outcome` are guarded by its home's `_lock`."""
+class Flight:
+    """A call on its way, and all who wait for it. Its fields but `outcome` are guarded by its home's `_lock`."""
 
-    __slots__ = ("callers", "calls", "claimed", "future", "home", "key", "looked", "slot", "stale")
+    __slots__ = (
+        "call",
+        "callers",
+        "calls",
+        "claimed",
+        "home",
+        "key",
+        "left",
+        "looked",
+        "outcome",
+        "sent",
+        "slot",
+        "stale",
+    )
 
-    def __init__(self, home: Flights, key: Hashable, slot: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        Ticket.__init__(self, args, kwargs)
+    def __init__(self, home: Flights, key: Hashable, slot: Any, call: Arguments) -> None:
         self.home = home
         self.key = key  # in the cache
         self.slot = slot  # in the table
+        self.call = call
         self.callers: dict[Ticket, None] = {}
         self.calls = 0  # that came before it was known whether the cache has it
         self.looked = False  # whether that is known
+        self.sent: Any = None  # what the batcher has of it: an `Item`, or a future of an `aio` batcher
         self.claimed = False  # whether a batch has it
+        self.left = False  # whether it was dropped
         self.stale = False  # as of a queue that futures are in
-        self.future: asyncio.Future[Any] | None = None  # of an `aio` batcher
+        self.outcome: Any = PENDING
+
+
+class Item(Ticket):
+    """A flight in a batcher's queue. If there are two of one flight, after an interrupt, one of them is claimed."""
+
+    __slots__ = ("flight", "home")
+
+    def __init__(self, flight: Flight) -> None:
+        Ticket.__init__(self, *flight.call)
+        self.flight = flight
+        self.home = flight.home
 
     def claim(self) -> bool:
-        with self.home._lock:
-            first = not (self.left or self.claimed)
-            self.claimed = True
+        flight = self.flight
+        with flight.home._lock:
+            first = not (flight.left or flight.claimed)
+            flight.claimed = True
         return first
 
     @staticmethod
-    def wake_all(tickets: Sequence[Flight], took: float | None) -> None:
-        tickets[0].home._land(tickets)
+    def wake_all(tickets: Sequence[Item], took: float | None) -> None:
+        for item in tickets:
+            item.flight.outcome = item.outcome
+        tickets[0].home._land([item.flight for item in tickets])
 
     def orphan(self, error: Exception) -> None:
-        """Nothing: `_forked` tells the callers, of all flights."""
+        """Nothing: `_forked` tells the callers of all flights."""
 
 
 class SharedFuture(FutureTicket):
     """The ticket of `submit`: cancelling it leaves the flight to the others."""
+
+    def answer(self, outcome: Any) -> None:
+        """Settle it before its caller has it, in that caller's thread: an interrupt is raised there, not logged."""
+        self._queue = None
+        self._settle(outcome)
 
     def _forget(self) -> None:
         flight = self._queue
         super()._forget()
         if isinstance(flight, Flight):
             flight.home._leave([flight], [self])
+
+
+class ErrandTicket(Ticket):
+    """Work for the keeper. Nobody waits for it, so there is no lock that an interrupt could leave locked."""
+
+    __slots__ = ("flights",)
+
+    home = "errands"
+
+    def __init__(self, work: Work, flights: Sequence[Flight]) -> None:
+        Ticket.__init__(self, ((work, flights),), {})
+        self.flights = flights
+
+    @staticmethod
+    def wake_all(tickets: Sequence[ErrandTicket], took: float | None) -> None:
+        for ticket in tickets:
+            if ticket.outcome is not None:  # it was not done: the thread died, or the interpreter is about to exit
+                ticket.flights[0].home._give_up(ticket.flights, ticket.outcome)
+
+    def orphan(self, error: Exception) -> None:
+        """Nothing, as with items."""
 
 
 class Flights:
@@ -107,9 +163,8 @@ class Flights:
     def __init__(self, batcher: Any, cache: Any) -> None:
         self.batcher = batcher
         self._cache = cache
-        self._keeper: UBatch[Errand, None] | None = None
-        if not _is_in_memory(cache):
-            self._keeper = UBatch(64, 0.0, handler=_run, name=f"{batcher.name}-cache")
+        self._in_memory = _is_in_memory(cache)
+        self._keeper: UBatch[Errand, None] = UBatch(64, 0.0, handler=_run, name=f"{batcher.name}-cache")
         self._hits = self._misses = self._shared = self._errors = 0  # guarded by _lock, as the next
         self._told: set[str] = set()  # kinds of trouble that have been logged
         self._fresh()
@@ -140,6 +195,7 @@ class Flights:
             here: whether this thread may wait for the cache.
         """
         mine = list(flights)
+        locks = [lock for lock in (self._lock, self._cache_lock) if not lock._is_owned()]
         try:
             for position, ticket in enumerate(tickets):
                 with self._lock:
@@ -152,49 +208,68 @@ class Flights:
                     else:
                         flight.calls += 1
             new = [flight for flight, joined in zip(mine, flights, strict=True) if flight is joined]
-            if new:
-                if here or self._keeper is None:
-                    self._look(new)
-                else:
-                    self._have(self._keeper, self._look, new)
+            if new and (here or self._in_memory):
+                self._look(new, tickets)
+            elif new:
+                self._have(self._look, new)
         except BaseException:  # an interrupt; others may have joined: their flight goes on as if nothing were found
+            for lock in locks:
+                while lock._is_owned():  # before Python 3.11 one may come between the end of a block and this
+                    lock.release()
             self._leave(flights, tickets)
-            self._go_on([f for f in mine if f in self._landing or (self._table.get(f.slot) is f and not f.claimed)])
+            lost = [f for f in mine if f in self._landing or (self._table.get(f.slot) is f and not f.claimed)]
+            self._go_on(lost, tickets)
             raise
 
-    def _look(self, flights: Sequence[Flight]) -> None:
+    def _look(self, flights: Sequence[Flight], tickets: Sequence[Ticket] = ()) -> None:
+        """Look into the cache, and go on. `tickets`: those of the caller whose thread this is, if it is one's."""
         for flight in flights:
             found = self._get(flight.key)
             if found is not PENDING:
                 flight.outcome = found
-        self._go_on(flights)
+        self._go_on(flights, tickets)
 
-    def _go_on(self, flights: Sequence[Flight]) -> None:
-        """Those that have a result are over; the others go to the batcher."""
-        over, sent = [], []
+    def _go_on(self, flights: Sequence[Flight], tickets: Sequence[Ticket] = ()) -> None:
+        """Those that have a result are over; the others go to the batcher. `tickets`: as for `_look`.
+
+        A caller's thread tells no other callers: it may be interrupted, and they may have callbacks.
+        """
+        mine, alone, over, sent = set(tickets), [], [], []
         with self._lock:
             for flight in flights:
                 hit = flight.outcome is not PENDING
                 if not flight.looked:
                     flight.looked = True
-                    self._hits += flight.calls if hit else 0
-                    self._misses += 0 if hit else 1
-                    self._shared += 0 if hit else flight.calls - 1
-                if hit:
+                    if hit:
+                        self._hits += flight.calls
+                    else:
+                        self._misses += 1
+                        self._shared += flight.calls - 1
+                if not hit:
+                    if not flight.left:
+                        sent.append(flight)
+                elif mine and flight.callers.keys() <= mine and self._table.get(flight.slot) is flight:
+                    del self._table[flight.slot]  # so nobody else will join
+                    alone.append(flight)
+                else:
                     over.append(flight)
-                elif not flight.left:
-                    sent.append(flight)
-        if over:
+        if alone and isinstance(tickets[0], SharedFuture):
+            tickets[0].answer(alone[0].outcome)
+        elif alone:
+            _tell(alone)
+        if over and mine:
+            self._have(self._settle, over)
+        elif over:
             self._settle(over)
         if sent:
             self._send(sent)
 
     def _land(self, flights: Sequence[Flight]) -> None:
         """The batcher is done with these."""
-        if self._keeper is None:
+        if self._in_memory:
             self._store(flights)
         else:
-            self._have(self._keeper, self._store, flights)
+            self._have(self._store, flights)
 
     def _store(self, flights: Sequence[Flight]) -> None:
         try:
@@ -206,20 +281,14 @@ class Flights:
 
     def _settle(self, flights: Sequence[Flight]) -> None:
         """Tell all who wait; from here on nobody joins. May come again to a flight: telling twice does no harm."""
-        tickets: list[Ticket] = []
-        outcomes: list[Any] = []
         self._landing.update(flights)  # before they leave the table, for a fork to find, or for who was interrupted
-        for flight in flights:
-            with self._lock:
+        with self._lock:
+            for flight in flights:
                 if self._table.get(flight.slot) is flight:
                     del self._table[flight.slot]
-                tickets += flight.callers
-            outcome = flight.outcome
-            failed = isinstance(outcome, BaseException)
-            outcomes += [own(outcome) if failed else outcome for _ in range(len(tickets) - len(outcomes))]
-        deliver(tickets, outcomes)
+        _tell(flights)
         for flight in flights:
-            flight.callers = {}
+            flight.callers, flight.sent = {}, None
         self._landing.difference_update(flights)
 
     def _give_up(self, flights: Sequence[Flight], error: BaseException) -> None:
@@ -250,25 +319,14 @@ class Flights:
         """Take it back from the batcher, if the batcher has it."""
         raise NotImplementedError
 
-    # -- the keeper ---------------------------------------------------------------------------------------
+    # -- the cache, and who uses it -----------------------------------------------------------------------
 
-    def _have(
-        self, keeper: UBatch[Errand, None], work: Callable[[Sequence[Flight]], None], flights: Sequence[Flight]
-    ) -> None:
+    def _have(self, work: Work, flights: Sequence[Flight]) -> None:
         """Have something done in the keeper's thread."""
         try:
-            future = keeper.submit((work, flights))
+            self._keeper._put(ErrandTicket(work, flights))
         except Exception as error:  # no thread can be had, or the interpreter is about to exit
             self._give_up(flights, error)
-        else:
-            future.add_done_callback(partial(self._see, flights))
-
-    def _see(self, flights: Sequence[Flight], errand: Future[None]) -> None:
-        error = errand.exception()
-        if error is not None:  # it was not done: as above, or the thread died
-            self._give_up(flights, error)
-
-    # -- the cache ----------------------------------------------------------------------------------------
 
     def _get(self, key: Hashable) -> Any:
         """`PENDING` if there is nothing."""
@@ -300,6 +358,17 @@ class Flights:
 
             log = logging.getLogger("ubatch")
             log.warning("the cache of batcher %r could not %s: %s; told once", self.batcher.name, operation, name)
+
+
+def _tell(flights: Sequence[Flight]) -> None:
+    tickets: list[Ticket] = []
+    outcomes: list[Any] = []
+    for flight in flights:
+        outcome, failed = flight.outcome, isinstance(flight.outcome, BaseException)
+        with flight.home._lock:
+            tickets += flight.callers
+        outcomes += [own(outcome) if failed else outcome for _ in range(len(tickets) - len(outcomes))]
+    deliver(tickets, outcomes)
 
 
 def _run(errands: list[Errand]) -> list[None]:

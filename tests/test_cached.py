@@ -24,6 +24,8 @@ from hypothesis import strategies as st
 import ubatch.aio
 from ubatch import HandlerFailed, Stopped, UBatch, WorkerDied, cached, dynamically, ubatch_decorator
 from ubatch._cached import CacheStats, call_key
+from ubatch._flights import SharedFuture
+from ubatch._waiters import ThreadTicket
 
 PATIENCE = 10.0
 
@@ -631,6 +633,73 @@ def test_an_interrupt_after_the_item_was_handed_over(kind, batch, model, monkeyp
     assert fast._table == {}
 
 
+@both_kinds
+def test_an_interrupted_wait(kind, batch, model, monkeypatch):
+    """The item is dropped, or left to those who wait for it too."""
+
+    class Interrupted(ThreadTicket):
+        __slots__ = ()
+
+        def wait(self, timeout=None):
+            raise KeyboardInterrupt
+
+    fast = cached(batch, kind())
+    model.gate.close()
+    ahead = batch.submit("ahead")
+    model.gate.wait_for_somebody()
+    other = fast.submit(1)
+    monkeypatch.setattr("ubatch._cached.ThreadTicket", Interrupted)
+    for call in (lambda: fast.ubatch(1), lambda: fast.ubatch(2), lambda: fast.map([3, 1])):
+        with pytest.raises(KeyboardInterrupt):
+            call()
+    monkeypatch.undo()
+    assert fast._table.keys() == {1}
+    model.gate.open()
+    assert ahead.result(PATIENCE) == Result("ahead")
+    assert other.result(PATIENCE) == Result(1)
+    assert batch.ubatch("last") == Result("last")
+    assert model.seen == ["ahead", 1, "last"]
+
+
+def test_an_interrupt_while_a_hit_is_handed_over(batch, monkeypatch, caplog):
+    """It is raised in its caller, not logged as that of a callback."""
+
+    def interrupted(future, outcome):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    fast = cached(batch, {1: "one"})
+    monkeypatch.setattr(SharedFuture, "_settle", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fast.submit(1)
+    assert fast.submit(1).result(0) == "one"
+    assert fast._table == {}
+    assert caplog.records == []
+
+
+def test_callbacks_of_others_do_not_run_in_a_callers_thread(batch):
+    """A thread that finds the result in the cache tells itself alone; others are told elsewhere."""
+    store = Slow()
+    store.data[1] = "one"
+    fast = cached(batch, store)
+    store.reading.close()
+    caller = []
+
+    def call():
+        caller.append(threading.current_thread())
+        return fast.ubatch(1)
+
+    first = in_thread(call)
+    store.reading.wait_for_somebody()
+    called_back = Future()
+    second = fast.submit(1)
+    second.add_done_callback(lambda _: called_back.set_result(threading.current_thread()))
+    store.reading.open()
+    assert called_back.result(PATIENCE) is not caller[0]
+    assert first.result(PATIENCE) == second.result(PATIENCE) == "one"
+    assert counts(fast) == (2, 0, 0, 0)
+
+
 def test_interrupts_again_and_again(run_python):
     """The main thread is interrupted hundreds of times at any step; threads that ask for the same do not notice."""
     run_python(
@@ -1147,9 +1216,10 @@ def test_a_storm_computes_each_item_once(name, request, hurry, seed):
         assert [future.result(60) for future in storms] == [[]] * threads
         eventually(lambda: not fast._table)
     assert set(seen.values()) == {1}
+    eventually(lambda: sum(counts(fast)) == sum(asked))
     stats = fast.stats
-    assert stats.hits + stats.misses + stats.shared == sum(asked)
-    assert stats.hits and stats.shared
+    assert stats.hits
+    assert stats.shared
     assert stats.misses >= len(seen)
     assert stats.errors == 0
     assert not fast._landing
@@ -1234,6 +1304,26 @@ def test_items_and_results_are_let_go_of(batch):
             eventually(lambda: sum(ref() is not None for ref in made) == 1)  # a future keeps its result
             del future, cancelled, failed
             eventually(lambda: not any(ref() for ref in made))
+
+
+@both_kinds
+def test_a_hit_keeps_no_item(kind, batch):
+    """A future of a result that was in the cache already, and the cache itself, know nothing of it."""
+
+    class Item:
+        pass
+
+    fast = cached(batch, kind(), lambda item: "key")
+    fast.ubatch("anything")
+    item = Item()
+    ref = weakref.ref(item)
+    futures = [fast.submit(item), fast.submit(item)]
+    for future in futures:
+        future.result(PATIENCE)
+    fast.ubatch(item)
+    del item
+    eventually(lambda: ref() is None)
+    assert fast.stats.misses == 1
 
 
 def test_it_is_let_go_of_itself():
@@ -1575,6 +1665,7 @@ def check(cache):
     assert seen == ["only greenlet", 1]
     opened[0] = False
     ahead = batch.submit("ahead")
+    eventually(lambda: "ahead" in seen)
     queued = [gevent.spawn(fast.ubatch, 2) for _ in range(2)]
     eventually(lambda: batch.stats.queued == 1)
     gevent.killall(queued)

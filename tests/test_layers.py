@@ -26,9 +26,10 @@ ROWS = (
     ("_driver", "_future", "_streams"),
     ("_faces",),
     ("core",),
-    ("decorators", "_loop"),
+    ("decorators", "_loop", "_flights"),
     ("_loop_faces",),
     ("aio",),
+    ("_cached",),
     ("__init__",),
 )
 LEVELS = {room: level for level, row in enumerate(ROWS) for room in row}

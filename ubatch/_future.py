@@ -11,16 +11,20 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from . import _native
 from ._waiters import BlockingTicket, Ticket, blocking, deliver
 
-if TYPE_CHECKING:
-    from ._lanes import Lanes
-    from ._schedule import Fifo
-
 _log = logging.getLogger("concurrent.futures")  # where a future's callbacks that raise are always reported
+
+
+class Queue(Protocol):
+    """What a ticket knows of the queue that it is in."""
+
+    def depart(self, item: Any, /) -> None:
+        """The ticket's caller has left. May be called at any time."""
+        ...
 
 
 class _Waker:
@@ -45,11 +49,11 @@ class FutureTicket(Ticket, Future[Any]):
 
     home = "futures"
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], queue: Fifo | Lanes) -> None:
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], queue: Queue) -> None:
         Ticket.__init__(self, args, kwargs)
         Future.__init__(self)
         self._condition = _condition() if _native.threading_is_patched() else self._condition
-        self._queue: Fifo | Lanes | None = queue
+        self._queue: Queue | None = queue
         self.gate: BlockingTicket | None = None  # what its caller waits by until there is room in the queue
         self.late: Callable[[], Exception] | None = None  # makes the error of its deadline's passing
 

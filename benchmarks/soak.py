@@ -1,12 +1,14 @@
 """A soak: every face of one batcher at once, with cancels, errors, stops, starts and forks mixed in.
 
     python benchmarks/soak.py --seconds 600
+    python benchmarks/soak.py --options --items 1000000
 
-Threads, asyncio tasks and forked children call one batcher at random, while others stop it, start it and change
-its options. A ledger follows every item. What must hold: each accepted item resolves exactly once, with its own
-result or an error that it may get; the handler sees no item twice, and none whose `cancel()` said yes; nobody
-hangs; in the end all counters are at zero; throughput and memory do not drift. Violations end it with status 1.
-The result, with the throughput of each interval, goes to `benchmarks/results/soak.json`.
+Threads, asyncio tasks and forked children call one batcher at random, while others stop it, start it and change its
+options. With `--options` items have keys, weights, priorities and deadlines, and the queue is bounded. A ledger
+follows every item. What must hold: each accepted item resolves exactly once, with its own result or an error that
+it may get; the handler sees no item twice, and none whose `cancel()` said yes; nobody hangs; in the end all
+counters are at zero; throughput and memory do not drift. Violations end it with status 1. The result, with the
+throughput of each interval, goes to `benchmarks/results/soak.json`.
 """
 
 from __future__ import annotations
@@ -49,7 +51,10 @@ class BatchError(Exception):
     """What a whole batch gets."""
 
 
-SHARED = (BatchError, ubatch.HandlerFailed, ubatch.BadBatchOutputSize, ubatch.Stopped)  # any item may get these
+REFUSED = (ubatch.Stopped, ubatch.QueueFull, ubatch.DeadlineExceeded)  # a submit may raise these
+SHARED = (BatchError, ubatch.HandlerFailed, ubatch.BadBatchOutputSize, *REFUSED)  # any item may get these
+
+MAX_WEIGHT = 40
 
 
 def value(item: int) -> int:
@@ -126,6 +131,16 @@ class Ledger:
         self.vague_before, self.vague = self.vague, set()
 
 
+def key(item: int) -> int:
+    """The key of an item."""
+    return item // 16 % 3
+
+
+def weight(item: int) -> int:
+    """The weight of an item, now and then more than a batch may have."""
+    return item * 7 % 43
+
+
 def count(counter: itertools.count[int]) -> int:
     """How often a counter was stepped; for a counter that nobody steps any more, or roughly."""
     return int(repr(counter)[6:-1])
@@ -134,12 +149,17 @@ def count(counter: itertools.count[int]) -> int:
 class Soak:
     """One batcher and all that happens to it."""
 
-    def __init__(self, seed: int, *, forks: bool = True) -> None:
+    def __init__(self, seed: int, *, forks: bool = True, special: bool = False) -> None:
         self.seeds = random.Random(seed)
         self.ledger = Ledger()
         self.ending = threading.Event()
         self.handler_random = random.Random(self.seeds.random())
-        self.batch: ubatch.UBatch[int, int] = ubatch.UBatch(16, handler=self.handle, name="soak")
+        self.special = special
+        options: dict[str, Any] = {}
+        if special:
+            options = {"key": key, "weight": weight, "max_weight": MAX_WEIGHT, "aging": 0.01}
+            options |= {"max_queue": 200, "overflow": self.seeds.choice(("block", "reject"))}
+        self.batch: ubatch.UBatch[int, int] = ubatch.UBatch(16, handler=self.handle, name="soak", **options)
         self.actors: list[Callable[[random.Random], None]] = [
             *[self.calls] * 3,
             *[self.futures] * 3,
@@ -154,12 +174,16 @@ class Soak:
     def handle(self, items: list[int]) -> list[Any]:
         """The handler: what it does to a batch depends on the numbers of its items."""
         self.ledger.see(items)
+        if self.special and len({key(item) for item in items}) > 1:
+            self.ledger.violations.append(f"items of different keys: {items}")
+        if self.special and len(items) > 1 and sum(map(weight, items)) > MAX_WEIGHT:
+            self.ledger.violations.append(f"more than the largest weight: {items}")
         chance = self.handler_random.random()
         if chance < 0.02:
             time.sleep(0.002)
         elif chance < 0.03:
-            with contextlib.suppress(ubatch.Stopped):
-                self.follow(self.ledger.new())
+            with contextlib.suppress(*REFUSED):
+                self.follow(self.ledger.new(), self.handler_random)
         elif chance < 0.031:
             self.batch.stop(drain=False)
         for item in items:
@@ -171,7 +195,14 @@ class Soak:
                 return []
         return [ItemError(item) if item % 97 == 0 else value(item) for item in items]
 
-    def follow(self, item: int) -> Future[int]:
+    def view(self, chance: random.Random) -> Any:
+        """The batcher, perhaps with options for a call."""
+        if not self.special or chance.random() < 0.3:
+            return self.batch
+        deadline = chance.choice((float("inf"), float("inf"), PATIENCE, 0.05, 0.002, 0.0))
+        return self.batch.options(priority=chance.randrange(-1, 3), deadline=deadline)
+
+    def follow(self, item: int, chance: random.Random) -> Future[int]:
         """Submit an item and settle it in the ledger when it is done."""
         fired: list[bool] = []
 
@@ -189,8 +220,8 @@ class Soak:
                 raise SystemExit(item)
 
         try:
-            future = self.batch.submit(item)
-        except ubatch.Stopped as error:
+            future: Future[int] = self.view(chance).submit(item)
+        except REFUSED as error:
             self.ledger.resolved(item, error)
             raise
         future.add_done_callback(done)
@@ -202,7 +233,7 @@ class Soak:
         """A thread that calls and waits."""
         item = self.ledger.new()
         try:
-            outcome: Any = self.batch.ubatch(item)
+            outcome: Any = self.view(chance).ubatch(item)
         except Exception as error:
             outcome = error
         self.ledger.resolved(item, outcome)
@@ -213,8 +244,8 @@ class Soak:
         pending: list[Future[int]] = []
         try:
             for _ in range(chance.randrange(1, 40)):
-                pending.append(self.follow(self.ledger.new()))
-        except ubatch.Stopped as error:
+                pending.append(self.follow(self.ledger.new(), chance))
+        except REFUSED as error:
             self.pause(error)
         except SystemExit:  # raised by a callback that was added to a future that was done
             pass
@@ -237,7 +268,7 @@ class Soak:
         """A thread that maps."""
         items = [self.ledger.new() for _ in range(chance.randrange(0, 50))]
         try:
-            outcomes: list[Any] = self.batch.map(items)
+            outcomes: list[Any] = self.view(chance).map(items)
         except Exception as error:
             if isinstance(error, ItemError) and error.args[0] not in items:
                 self.ledger.violations.append(f"map got the error of another: {error!r}")
@@ -249,8 +280,8 @@ class Soak:
             self.ledger.resolved(item, outcome)
 
     def pause(self, outcome: Any) -> None:
-        """Wait a moment if the batcher is stopped: until somebody starts it there is nothing to do."""
-        if isinstance(outcome, ubatch.Stopped):
+        """Wait a moment if the batcher is stopped, or full: until that changes there is nothing to do."""
+        if isinstance(outcome, REFUSED):
             time.sleep(0.0005)
 
     def loops(self, chance: random.Random) -> None:
@@ -260,9 +291,10 @@ class Soak:
             item = self.ledger.new()
             try:
                 if chance.random() < 0.2:
-                    outcome: Any = await asyncio.wait_for(self.batch.aubatch(item), chance.random() * 0.003)
+                    call = self.view(chance).aubatch(item)
+                    outcome: Any = await asyncio.wait_for(call, chance.random() * 0.003)
                 else:
-                    outcome = await self.batch.aubatch(item)
+                    outcome = await self.view(chance).aubatch(item)
             except (asyncio.CancelledError, TimeoutError, asyncio.TimeoutError):
                 self.ledger.left(item)
                 return
@@ -273,7 +305,7 @@ class Soak:
         async def tasks() -> None:
             items = [self.ledger.new() for _ in range(chance.randrange(0, 20))]
             try:
-                outcomes: list[Any] = await self.batch.amap(items)
+                outcomes: list[Any] = await self.view(chance).amap(items)
             except (Exception, asyncio.CancelledError):
                 for item in items:
                     self.ledger.left(item)
@@ -322,6 +354,8 @@ class Soak:
         time.sleep(chance.random() * 0.01)
         self.batch.max_size = chance.randrange(1, 40)
         self.batch.timeout = chance.choice((None, None, 0, 0.0005, 0.003))
+        if self.special:
+            self.batch.max_queue = chance.choice((None, 20, 50, 200))
         ubatch._driver.IDLE_EXIT = chance.choice((10.0, 0.0, 0.0002))
         repr(self.batch)
 
@@ -337,8 +371,8 @@ class Soak:
     def forks(self, chance: random.Random) -> None:
         """A thread that forks; the child calls the inherited batcher."""
         inherited = []
-        with contextlib.suppress(ubatch.Stopped, SystemExit):
-            inherited = [self.follow(self.ledger.new()) for _ in range(5)]
+        with contextlib.suppress(*REFUSED, SystemExit):
+            inherited = [self.follow(self.ledger.new(), chance) for _ in range(5)]
         child = os.fork()
         if child == 0:
             status = 1
@@ -382,8 +416,8 @@ class Soak:
                 self.ledger.violations.append(f"{actor.__name__}: {traceback.format_exc()}")
                 return
 
-    def run(self, seconds: float, interval: float) -> dict[str, Any]:
-        """Run for so many seconds and say what came of it."""
+    def run(self, seconds: float, interval: float, items: float = float("inf")) -> dict[str, Any]:
+        """Run for so many seconds, or until so many items were handed over, and say what came of it."""
         threads = [
             threading.Thread(
                 target=self.act,
@@ -399,7 +433,7 @@ class Soak:
         throughput: list[float] = []
         memory: list[float] = []
         before, at = 0, begin
-        while time.monotonic() < begin + seconds and not self.ledger.violations:
+        while time.monotonic() < begin + seconds and count(self.ledger.attempts) < items and not self.ledger.violations:
             time.sleep(min(interval, max(0.0, begin + seconds - time.monotonic())))
             self.ledger.forget()
             done, now = count(self.ledger.seen), time.monotonic()
@@ -473,7 +507,9 @@ def drift(throughput: list[float]) -> float | None:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="Every face of one batcher at once, for as long as asked.")
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seconds", type=float, default=None, help="60 by default, if --items is not given")
+    parser.add_argument("--items", type=float, default=float("inf"), help="items after which it ends")
+    parser.add_argument("--options", action="store_true", help="with keys, weights, priorities, deadlines and a bound")
     parser.add_argument("--interval", type=float, default=5.0, help="seconds for each throughput figure")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--switch", type=float, default=1e-6, help="sys.setswitchinterval")
@@ -487,13 +523,14 @@ def main() -> int:
     import logging
 
     logging.getLogger("concurrent.futures").disabled = True  # callbacks that raise are part of it
-    soak = Soak(seed, forks=hasattr(os, "fork") and not options.no_forks)
+    seconds = options.seconds or (60.0 if options.items == float("inf") else float("inf"))
+    soak = Soak(seed, forks=hasattr(os, "fork") and not options.no_forks, special=options.options)
     result = {
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "seed": seed,
         "switch_interval": options.switch,
-        **soak.run(options.seconds, options.interval),
+        **soak.run(seconds, options.interval, options.items),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

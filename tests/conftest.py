@@ -20,6 +20,7 @@ import ctypes
 import gc
 import os
 import secrets
+import selectors
 import signal
 import subprocess
 import sys
@@ -258,3 +259,45 @@ def run(
     yield run
     gc.collect()
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
+class Instant(selectors.SelectSelector):
+    """Waits for nothing: what would be waited for is added to the clock."""
+
+    now = 1000.0
+
+    def select(self, timeout: float | None = None) -> Any:
+        ready = super().select(0)
+        if not ready and timeout is None:
+            raise RuntimeError("nothing would ever happen again")
+        if not ready:
+            self.now += timeout or 0.0
+        return ready
+
+
+class Virtual:
+    """A virtual-time event loop."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.selector = Instant()
+        self.loop = asyncio.SelectorEventLoop(self.selector)
+        monkeypatch.setattr(self.loop, "time", lambda: self.selector.now)
+        monkeypatch.setattr("ubatch._loop.monotonic", lambda: self.selector.now)
+
+    @property
+    def now(self) -> float:
+        return self.selector.now
+
+    def __call__(self, main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        try:
+            return self.loop.run_until_complete(main())
+        finally:
+            assert asyncio.all_tasks(self.loop) == set(), "something is still pending"
+
+
+@pytest.fixture
+def virtual(monkeypatch: pytest.MonkeyPatch) -> Iterator[Virtual]:
+    """Runs a coroutine in virtual time."""
+    virtual = Virtual(monkeypatch)
+    yield virtual
+    virtual.loop.close()

@@ -11,13 +11,12 @@ import contextvars
 import gc
 import logging
 import random
-import selectors
 import sys
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -27,48 +26,6 @@ from ubatch import BadBatchOutputSize, HandlerAlreadySet, HandlerFailed, Handler
 from ubatch.aio import UBatch
 
 Main = Callable[[], Coroutine[Any, Any, Any]]
-
-
-class Instant(selectors.SelectSelector):
-    """Waits for nothing: what would be waited for is added to the clock."""
-
-    now = 1000.0
-
-    def select(self, timeout: float | None = None) -> Any:
-        ready = super().select(0)
-        if not ready and timeout is None:
-            raise RuntimeError("nothing would ever happen again")
-        if not ready:
-            self.now += timeout or 0.0
-        return ready
-
-
-class Virtual:
-    """A virtual-time event loop."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.selector = Instant()
-        self.loop = asyncio.SelectorEventLoop(self.selector)
-        monkeypatch.setattr(self.loop, "time", lambda: self.selector.now)
-        monkeypatch.setattr(ubatch._loop, "monotonic", lambda: self.selector.now)
-
-    @property
-    def now(self) -> float:
-        return self.selector.now
-
-    def __call__(self, main: Main) -> Any:
-        try:
-            return self.loop.run_until_complete(main())
-        finally:
-            assert asyncio.all_tasks(self.loop) == set(), "something is still pending"
-
-
-@pytest.fixture
-def virtual(monkeypatch: pytest.MonkeyPatch) -> Iterator[Virtual]:
-    """Runs a coroutine in virtual time."""
-    virtual = Virtual(monkeypatch)
-    yield virtual
-    virtual.loop.close()
 
 
 class Handler:

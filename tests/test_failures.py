@@ -243,7 +243,7 @@ FACES: list[Face] = [by_threads, by_submit, by_map, by_tasks, by_amap, by_all_at
 GREEN_FACES: list[Face] = [by_greenlets, by_greenlets_futures, by_map]
 
 
-def check(case: Case, face: Face) -> None:
+def check(case: Case, face: Face, isolate: bool = False) -> None:
     """Every caller gets what is its, nothing lingers, and the worker goes on."""
     workers = []
 
@@ -252,7 +252,7 @@ def check(case: Case, face: Face) -> None:
         return case.misbehave(items) if items[0] < 0 else [2 * item for item in items]
 
     # batches are closed by their size alone
-    batch: UBatch[int, int] = UBatch(max_size=SIZE, timeout=PATIENCE, handler=handler)
+    batch: UBatch[int, int] = UBatch(max_size=SIZE, timeout=PATIENCE, handler=handler, isolate=isolate)
     with batch:
         for turn in 1, 2, 3:
             outcomes = face(batch, BAD)
@@ -262,7 +262,7 @@ def check(case: Case, face: Face) -> None:
             assert face(batch, GOOD) == [2 * item for item in GOOD], "the next batch"
             check_stats(batch.stats, batches=2 * turn, errors=errors)
         assert len(set(workers)) == 1, "one worker from first to last"
-    assert len(workers) == 6
+    assert len(workers) == 6 or isolate
 
 
 def is_error(result: Any) -> bool:
@@ -287,6 +287,7 @@ def check_outcomes(case: Case, outcomes: list[Any], *, alone: bool) -> None:
         files = [Path(frame.filename).name for frame in traceback.extract_tb(error.__traceback__)]
         assert "_driver.py" not in files, "the worker's frames are nobody's business"
         assert "_attempt.py" not in files
+        assert "_isolation.py" not in files
 
 
 def check_stats(stats: Stats, *, batches: int, errors: int) -> None:
@@ -300,6 +301,14 @@ def check_stats(stats: Stats, *, batches: int, errors: int) -> None:
 def test_callers_get_errors_and_the_worker_goes_on(case, face, caplog):
     """Whatever the handler does, each caller gets its own exception or value, and the next batch its results."""
     check(case, face)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("face", FACES, ids=lambda face: face.__name__)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.does)
+def test_items_that_are_all_bad_are_no_worse_off_with_isolation(case, face, caplog):
+    """Each caller gets the same as without it."""
+    check(case, face, isolate=True)
     assert caplog.text == ""
 
 

@@ -19,19 +19,24 @@ PACKAGE = Path(ubatch.__file__).parent
 
 # From the lowest up. A room imports rooms of lower rows only, none of its own row; so there are no cycles.
 ROWS = (
-    ("errors", "_native", "_typing", "_binding", "_cost", "_traffic", "stats"),
-    ("_returns", "_bursts", "_schedule", "_attempt", "_waiters"),
-    ("_policy",),
-    ("_driver", "_future", "_options", "_streams"),
+    ("errors", "_native", "_typing", "_binding", "_ceiling", "_cost", "_traffic", "_terms", "_padding", "stats"),
+    ("_returns", "_bursts", "_schedule", "_admission", "_attempt", "_alarm"),
+    ("_lanes", "_policy", "_isolation"),
+    ("_waiters", "_options"),
+    ("_driver", "_future", "_streams"),
+    ("_faces",),
     ("core",),
-    ("decorators", "_loop"),
+    ("decorators", "_loop", "_flights"),
+    ("_loop_faces",),
     ("aio",),
+    ("_cached",),
     ("__init__",),
 )
 LEVELS = {room: level for level, row in enumerate(ROWS) for room in row}
-PURE = {"stats", "_cost", "_traffic", "_returns", "_bursts", "_policy", "_schedule", "_binding", "_attempt"}
+PURE = {"stats", "_ceiling", "_cost", "_traffic", "_returns", "_bursts", "_policy", "_schedule", "_lanes", "_binding"}
+PURE |= {"_admission", "_attempt", "_isolation", "_terms", "_padding"}
 IMPURE = {"threading", "_thread", "time", "asyncio", "gevent", "_native"}  # time comes as an argument
-LAZY = {"_loop", "aio"}  # rooms that are loaded at first use, with the event loop that they are about
+LAZY = {"_loop", "_loop_faces", "aio"}  # rooms that are loaded at first use, with the event loop that they are about
 DEFERRED = {"asyncio", "multiprocessing", "gevent", "numpy"}  # imported only where they are used
 
 

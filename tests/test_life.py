@@ -537,10 +537,10 @@ def test_a_submit_that_comes_upon_the_stop_of_a_batcher_without_a_handler(caplog
     attend, give_up = batch._attend, batch._give_up_queue
 
     class Queue(type(batch._schedule.queue)):  # type: ignore[misc]
-        def append(self, ticket: Any) -> None:
+        def extend(self, tickets: Any) -> None:
             entering.set()
             assert closing.wait(PATIENCE)
-            super().append(ticket)
+            super().extend(tickets)
 
     def attend_later(tickets: Any) -> None:
         entered.set()

@@ -81,6 +81,23 @@ class Model(RuleBasedStateMachine):
         assert self.fifo.purge(most) == gone
         assert self.fifo.stale == (len(self.queue) > most)
 
+    @rule()
+    def empty(self):
+        items = []
+        self.fifo.empty(items)
+        assert items == self.queue
+        self.queue.clear()
+
+    @rule(most=st.integers(1, 12))
+    def hold(self, most):
+        class Policy:
+            def decide(self, now, queued, oldest, max_size, newest):
+                return now, queued, oldest, max_size, newest
+
+        if self.queue:
+            said = self.fifo.hold(Policy(), 7.0, most)
+            assert said == (7.0, len(self.queue), self.queue[0].arrived, most, self.queue[-1].arrived)
+
     @rule(data=st.data())
     def withdraw(self, data):
         if self.all:
@@ -94,7 +111,6 @@ class Model(RuleBasedStateMachine):
         self.fifo._check()
         assert list(self.fifo.queue) == self.queue
         assert len(self.fifo) == len(self.queue)
-        assert self.fifo.oldest() == (self.queue[0].arrived if self.queue else None)
         assert all(item.claims == 0 for item in self.queue)
         assert all(item.claims <= 1 for item in self.all)
 

@@ -26,8 +26,8 @@ def test_each_count_is_kept_under_its_name(values):
 
 @given(counts)
 def test_every_accepted_item_is_counted_somewhere(values):
-    """What was submitted waits, was given to the handler, was cancelled or was dropped."""
-    parts = ("queued", "items", "cancelled", "dropped")
+    """What was submitted waits, was given to the handler, was cancelled, has expired or was dropped."""
+    parts = ("queued", "items", "cancelled", "expired", "dropped")
     assert Stats(**values).submitted == sum(values[name] for name in parts)
 
 
@@ -55,7 +55,7 @@ def snapshot(counters, other=None, **present):
 
 def filled(values):
     counters = Counters()
-    for name in ("cancelled", "dropped", "errors", "items"):
+    for name in ("cancelled", "dropped", "errors", "expired", "items", "rejected"):
         setattr(counters, name, values[name])
     counters.cuts = {reason: values[reason] for reason in REASONS}
     return counters

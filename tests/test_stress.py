@@ -25,7 +25,11 @@ SECONDS = float(os.environ.get("UBATCH_STRESS_SECONDS", "3"))
 pytestmark = pytest.mark.stress
 
 
-@pytest.mark.parametrize("options", [[], ["--no-forks", "--switch", "0.005"]], ids=["forks, in a hurry", "at ease"])
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--no-forks", "--switch", "0.005"], ["--options"]],
+    ids=["forks, in a hurry", "at ease", "with options, in a hurry"],
+)
 def test_every_item_resolves_once(options, seed, run_python, tmp_path):
     """Whatever is mixed, each accepted item resolves exactly once, and every counter returns to zero."""
     out = tmp_path / "soak.json"

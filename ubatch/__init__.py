@@ -30,6 +30,7 @@ __all__ = [
     "UBatchError",
     "WorkerDied",
     "__version__",
+    "cached",
     "dynamically",
     "ubatch_decorator",
 ]
@@ -37,12 +38,18 @@ __all__ = [
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from . import aio as aio
+    from ._cached import cached as cached
 else:
 
     def __getattr__(name):
-        """`ubatch.aio` brings asyncio along: it is loaded at first use."""
+        """`ubatch.aio` brings asyncio along, `cached` concurrent.futures and more: they are loaded at first use."""
         if name == "aio":
             from importlib import import_module
 
             return import_module(".aio", __name__)
+        if name == "cached":
+            from ._cached import cached
+
+            globals()[name] = cached
+            return cached
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

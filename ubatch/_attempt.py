@@ -60,7 +60,7 @@ class Attempt:
             simple.append(item.args[0])
         else:
             yield (simple,), {}
-            self.outcomes, self.errors = _outcomes(self.output, len(items))
+            self.outcomes, self.errors = outcomes_from(self.output, len(items))
             return
         del simple, item
         outcomes: list[Any] = [None] * len(items)
@@ -72,20 +72,20 @@ class Attempt:
 
         for positions, args, kwargs in binder.group(items, misfit):
             yield args, kwargs
-            results, errors = _outcomes(self.output, len(positions))
+            results, errors = outcomes_from(self.output, len(positions))
             self.errors += errors
             for position, result in zip(positions, results, strict=True):
                 outcomes[position] = result
 
 
-def _outcomes(output: Any, expected: int) -> tuple[Sequence[Any], int]:
+def outcomes_from(output: Any, expected: int) -> tuple[Sequence[Any], int]:
     """What comes of one handler call for each of its `expected` items, and how many of these are errors."""
     error: BaseException
     if type(output) is Raised:
         error = output.error
     else:
         try:
-            results = output if type(output) is list else _listed(output, expected)
+            results = output if type(output) is list else listed(output, expected)
             if len(results) != expected:
                 raise BadBatchOutputSize(expected, len(results))
             for result in results:
@@ -97,7 +97,8 @@ def _outcomes(output: Any, expected: int) -> tuple[Sequence[Any], int]:
     return [own(error) for _ in range(expected)], expected
 
 
-def _listed(output: Any, expected: int) -> list[Any]:
+def listed(output: Any, expected: int) -> list[Any]:
+    """A handler's output as a list. Raises BadBatchOutputSize, and whatever a sequence with a mind of its own does."""
     got = _length(output)
     if got != expected:
         raise BadBatchOutputSize(expected, got)
@@ -122,12 +123,16 @@ def _length(output: Any) -> int | str:
 
 
 def _must_not_be_raised(error: BaseException) -> bool:
-    # CancelledError is known by its name: asyncio, concurrent.futures and others have one each
     return (
         not issubclass(type(error), Exception)  # what only pretends to be one cannot be raised either
         or isinstance(error, (StopIteration, StopAsyncIteration))
-        or any(kind.__name__ == "CancelledError" for kind in type(error).__mro__)
+        or cancels(error)
     )
+
+
+def cancels(error: BaseException) -> bool:
+    """Whether it is a `CancelledError`, known by its name: asyncio, concurrent.futures and others have one each."""
+    return any(kind.__name__ == "CancelledError" for kind in type(error).__mro__)
 
 
 def own(error: BaseException) -> Exception:

@@ -24,6 +24,12 @@ How a batcher stays collectable and loses nothing. The idle worker holds a weak 
 strong one on the seat first, so the batcher lives on until the worker has taken over. The worker clears it
 before it says, by `wake_at`, that it sleeps, and again after each wake-up.
 
+Where items have terms (`_lanes`), submitters append to the same queue. `_sorting` guards what is sorted, and how many
+may wait: held by the worker while it decides and takes, and by submitters where the queue is bounded; it is taken
+after `_lock`, never before. Tickets are claimed, told and delivered without it, as that may take a future's own lock.
+Whoever takes items out of a bounded queue lets in those who wait for room; a deadline's caller leaves by itself, or a
+timer of its loop or the alarm's thread tells it, and the worker passes over what has expired.
+
 Assumptions: the GIL, or memory ordering as strong, orders these reads and writes; operations on list and deque
 are atomic. `_lock` is held for a few steps only; within them, a check of `_seat` and its setting are adjacent,
 so that neither a signal handler nor a garbage collection on the same thread comes between.
@@ -34,19 +40,21 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import warnings
 import weakref
 from collections import deque
 from functools import partial
 
-from . import _native
+from . import _alarm, _native
 from ._attempt import Attempt, Raised, description
 from ._binding import UNBOUND, Binder
+from ._isolation import Isolating
+from ._lanes import Lanes, too_late
 from ._native import get_ident, monotonic
 from ._policy import Adaptive, Window
-from ._schedule import Fifo
+from ._schedule import Fifo, claim_all
+from ._terms import Rules
 from ._waiters import PENDING, BlockingTicket, ThreadTicket, Ticket, blocking, deliver
-from .errors import Stopped, WorkerDied
+from .errors import DeadlineExceeded, QueueFull, Stopped, WorkerDied, warn_caller
 from .stats import Counters
 
 TYPE_CHECKING = False
@@ -54,6 +62,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from ._ceiling import Ceiling
+    from ._terms import Asked
     from .stats import Stats
 
 NEVER = sys.maxsize
@@ -121,15 +131,20 @@ NOBODY = Seat()
 class Driver:
     """The engine under `UBatch`; see the head of the file."""
 
-    def __init__(self, name: str, max_size: int, policy: Window | Adaptive) -> None:
+    def __init__(
+        self, name: str, max_size: int, policy: Window | Adaptive, rules: Rules, ceiling: Ceiling | None
+    ) -> None:
         self._name = name
         self._max_size = max_size
         self._policy = policy
+        self._rules = rules
+        self._ceiling = ceiling  # of a batcher that splits what fails; used by the worker alone
         self._handler: Callable[..., Any] | None = None
         self._binder: Binder | None = None
         self._started = False  # whether a worker may come
         self._closed = False  # whether items are refused
         self._warned = False
+        self._simple = False  # whether a call with one argument needs but to be appended
         self._fresh()
         _living[id(self)] = weakref.ref(self, partial(_forget, id(self)))
 
@@ -137,7 +152,10 @@ class Driver:
         """Make all that a forked child must not share with its parent."""
         self._lock = _native.reentrant_lock()  # guards the setting of _seat
         self._seat = NOBODY
-        self._schedule = Fifo()
+        self._sorting = _native.reentrant_lock()  # guards what Lanes wants done by one at a time; taken after _lock
+        self._schedule: Fifo | Lanes = Fifo()
+        if self._rules.special:
+            self._specialise()
         self._counters = Counters()  # written by the worker alone
         self._given_up = Counters()  # what others count; guarded by _lock
         self._farewells: deque[Ticket] = deque()  # of those who wait until the worker has nothing left to do
@@ -145,7 +163,7 @@ class Driver:
 
     def __del__(self) -> None:
         schedule = getattr(self, "_schedule", None)
-        if schedule is not None and schedule.queue:  # there never was a worker, and never will be
+        if schedule is not None and schedule:  # there never was a worker, and never will be
             self._give_up_queue(partial(Stopped, self._name))
 
     def _snapshot(self) -> Stats:
@@ -163,15 +181,12 @@ class Driver:
         Raises:
             TypeError: its arguments do not fit the handler.
             Stopped: the batcher accepts nothing.
+            QueueFull: there is no room.
             WorkerDied: no worker thread can be started.
         """
-        if self._closed:
-            raise Stopped(self._name)
-        binder = self._binder
-        if binder is None:
-            ticket.call = UNBOUND
-        elif ticket.kwargs or len(ticket.args) != 1 or not binder.accepts_one:
-            ticket.call = binder.bind(ticket.args, ticket.kwargs)
+        if not self._simple or ticket.kwargs or len(ticket.args) != 1:
+            self._accept([ticket])
+            return
         queue = self._schedule.queue
         queue.append(ticket)
         seat = self._seat
@@ -181,30 +196,142 @@ class Driver:
             else:
                 self._attend([ticket])
 
-    def _put_all(self, tickets: Sequence[Ticket]) -> None:
-        """Accept all tickets at one moment, or none. Raises as `_put`."""
+    def _put_all(self, tickets: Sequence[Ticket], asked: Asked | None = None) -> None:
+        """Accept all tickets at one moment, or none. Raises as `_accept`."""
+        now = monotonic()
+        for ticket in tickets:
+            ticket.arrived = now  # not when it was made: the caller's iterable may have taken its time
+        self._accept(tickets, asked)
+
+    def _accept(self, tickets: Sequence[Ticket], asked: Asked | None = None) -> None:
+        """Accept all tickets, or none, as is asked. Raises as `_put`, and what `key` and `weight` raise."""
         if self._closed:
             raise Stopped(self._name)
         if not tickets:
             return
         binder = self._binder
-        now = monotonic()
         for ticket in tickets:
             ticket.call = UNBOUND if binder is None else binder.bind(ticket.args, ticket.kwargs)
-            ticket.arrived = now  # not when it was made: the caller's iterable may have taken its time
-        self._schedule.queue.extend(tickets)
+        schedule = self._schedule
+        if asked is not None or schedule.special:
+            for ticket in tickets:
+                ticket.terms = self._rules.terms(ticket.args, ticket.kwargs, ticket.arrived, asked)
+            schedule = self._specialise()
+            hasty = self._offer(schedule, tickets)
+        else:
+            schedule.queue.extend(tickets)
+            hasty = False
         seat = self._seat
-        if len(self._schedule.queue) >= seat.wake_at:
+        if hasty or len(schedule.queue) >= seat.wake_at:
             if seat.wake_at:
                 seat.wake(self)
             else:
                 self._attend(tickets)
 
+    def _specialise(self) -> Lanes:
+        """See to it that items may have terms, from now on."""
+        schedule = self._schedule
+        if not isinstance(schedule, Lanes):
+            with self._lock:
+                schedule = self._schedule
+                if not isinstance(schedule, Lanes):
+                    self._policy.observe()
+                    schedule = self._schedule = Lanes(schedule, self._rules)
+                    self._simplify()
+        return schedule
+
+    def _simplify(self) -> None:
+        """Find out anew whether calls with one argument need but to be appended."""
+        with self._lock:
+            binder = self._binder
+            closed = self._closed or not self._started
+            self._simple = binder is not None and binder.accepts_one and not (closed or self._schedule.special)
+
+    def _offer(self, lanes: Lanes, tickets: Sequence[Ticket]) -> bool:
+        """Queue tickets with terms, or put them in the lobby; whether the worker is to look at them in any case."""
+        first = tickets[0].terms
+        assert first is not None
+        if first.expires <= monotonic():
+            raise DeadlineExceeded(self._name, first.deadline)
+        limit = self._rules.max_queue
+        accepted: int | None = len(tickets)
+        if limit is None and not lanes.lobby:
+            lanes.queue.extend(tickets)
+        else:
+            block = self._rules.block and self._may_block()
+            with self._sorting:
+                accepted = lanes.admission.offer(tickets, block)
+                late = tickets[accepted:] if accepted is not None and self._closed else ()
+                # a stop() has been there: nobody would let them in
+                refused = [ticket for ticket in late if lanes.withdraw(ticket)]
+            if len(refused) == len(tickets):
+                raise Stopped(self._name)
+            deliver(refused, [Stopped(self._name) for _ in refused])
+            if accepted is None:
+                with self._lock:
+                    self._given_up.rejected += len(tickets)
+                raise QueueFull(self._name, limit or 0)
+            if accepted < len(tickets):
+                self._let_in(lanes)
+        for ticket in tickets[:accepted]:
+            ticket.admit(True)
+        return first.expires < lanes.tight and 0 < self._seat.wake_at < NEVER
+
+    def _may_block(self) -> bool:
+        """Whether this thread may wait for room: not one that makes it, or that holds what it takes to make it."""
+        return (
+            get_ident() not in (self._seat.thread, _alarm.alarm.thread)
+            and not self._sorting._is_owned()
+            and not self._lock._is_owned()
+        )
+
+    def _let_in(self, lanes: Lanes) -> None:
+        """There may be room: let in those who wait for it. Tell those that do not wait any more, and why."""
+        held = Seat()
+        outcomes: list[Exception] = []
+        self._leaving.add(held)
+        let_in: list[Any] = []
+        try:
+            with self._sorting:
+                let_in += lanes.admission.let_in()
+                expired, lanes.expired = lanes.expired, []
+                failed, lanes.failed = lanes.failed, []
+                held.batch = [*expired, *(ticket for ticket, _ in failed)]
+        finally:  # an exception may be injected
+            for ticket in let_in:
+                ticket.admit(True)
+        if let_in:
+            seat = self._seat
+            if len(lanes.queue) >= seat.wake_at:
+                self._call_worker_for(seat)
+        if held.batch:
+            outcomes = [DeadlineExceeded(self._name, ticket.terms.deadline) for ticket in expired]
+            outcomes += [error.with_traceback(None) for _, error in failed]
+            with self._lock:
+                self._given_up.expired += len(expired)
+                self._given_up.dropped += len(failed)
+            deliver(held.batch, outcomes)
+        self._leaving.discard(held)
+
+    def _call_worker_for(self, seat: Seat) -> None:
+        """There is something in the queue that the worker on that seat, or nobody, may not know of."""
+        if seat.wake_at:
+            seat.wake(self)
+        elif self._started:
+            try:
+                self._call_worker()
+            except WorkerDied:
+                pass  # everything has been given up
+
+    def _make_room(self, future: Any = None) -> None:
+        """An item's caller has left: there may be room for those who wait for it."""
+        schedule = self._schedule
+        if isinstance(schedule, Lanes) and schedule.lobby and (future is None or future.left):
+            self._let_in(schedule)
+
     def _attend(self, tickets: Sequence[Ticket]) -> None:
         """The slow half of `_put`: nobody sits at the queue that the tickets are in."""
-        with self._lock:
-            refused = self._closed and [ticket for ticket in tickets if self._schedule.withdraw(ticket)]
-        if refused:
+        if self._closed and self._withdraw(tickets):
             raise Stopped(self._name)
         if self._started:
             self._call_worker()
@@ -212,11 +339,19 @@ class Driver:
             self._warned = True
             missing = "set_handler() and start()" if self._handler is None else "start()"
             try:
-                warnings.warn(f"batcher {self._name!r}: items wait for {missing}", RuntimeWarning, stacklevel=4)
+                warn_caller(f"batcher {self._name!r}: items wait for {missing}")
             except BaseException:  # made an error by the program's filters: then the call has failed
-                for ticket in tickets:
-                    self._schedule.withdraw(ticket)
+                self._withdraw(tickets)
                 raise
+
+    def _withdraw(self, tickets: Sequence[Ticket]) -> bool:
+        """Take back what nobody has taken; whether there was any."""
+        schedule = self._schedule
+        with self._sorting:
+            found = [ticket for ticket in tickets if schedule.withdraw(ticket)]
+        if isinstance(schedule, Lanes) and schedule.lobby:
+            self._let_in(schedule)
+        return bool(found)
 
     def _reconsider(self) -> None:
         """The policy, or what it goes by, has changed: let the worker look again."""
@@ -228,7 +363,13 @@ class Driver:
         """Their callers are gone: drop those that no batch has yet, and keep the chain of wake-ups whole."""
         for ticket in tickets:
             ticket.leave()
-        self._schedule.stale = True
+        schedule = self._schedule
+        if schedule.special:
+            for ticket in tickets:
+                schedule.depart(ticket)
+            self._make_room()
+        else:
+            schedule.stale = True
 
     def _call_worker(self) -> None:
         """Wake the worker; hire one if there is none."""
@@ -272,12 +413,11 @@ class Driver:
 
     def _serve(self, seat: Seat) -> None:
         """Run batches until nothing is queued, or the seat is another's; then `wake_at` says that it sleeps."""
-        schedule = self._schedule
-        queue = schedule.queue
+        queue = self._schedule.queue
         seat.wake_at = NEVER
         while self._seat is seat:
-            policy = self._policy
-            if not queue:
+            policy, schedule = self._policy, self._schedule
+            if not queue and not schedule.sorted:
                 if not policy.passive and not self._closed:
                     self._await_returners(seat)
                     if queue:
@@ -293,7 +433,7 @@ class Driver:
     def _await_returners(self, seat: Seat) -> None:
         """Nothing is queued: sleep through the first arrivals if the policy expects more."""
         now = monotonic()
-        hold = self._policy.expect(now, self._max_size)
+        hold = self._policy.expect(now, self._most())
         if hold is not None:
             seat.wake_at = hold.wake_at
             if len(self._schedule.queue) < hold.wake_at and not self._closed:
@@ -302,42 +442,80 @@ class Driver:
 
     def _hold(self, seat: Seat) -> bool:
         """Wait if the policy says so; `False` if it says to cut."""
-        schedule = self._schedule
+        schedule, policy, most = self._schedule, self._policy, self._most()
+        enough = 0
         if schedule.stale:
-            self._counters.cancelled += schedule.purge(self._max_size)
-        policy = self._policy
+            self._purge(most)
         if policy.passive:
             return False
+        now, queued = monotonic(), len(schedule)
         try:
-            oldest, newest = schedule.queue[0].arrived, schedule.queue[-1].arrived
+            if isinstance(schedule, Fifo):
+                hold = schedule.hold(policy, now, most)
+            else:
+                with self._sorting:
+                    hold = schedule.hold(policy, now, most)
+                enough = 1  # there may be a deadline among those that came meanwhile
         except IndexError:
             return True
-        now, queued = monotonic(), len(schedule.queue)
-        hold = policy.decide(now, queued, oldest, self._max_size, newest)
         if hold is None:
             return False
         seat.wake_at = hold.wake_at
         woken = True
-        if len(schedule.queue) < hold.wake_at and not self._closed:
+        if len(schedule.queue) < (enough or hold.wake_at) and not self._closed:
             woken = seat.pause(min(max(hold.until - now, 0.0), _native.MAX_WAIT))
         seat.wake_at = NEVER
         # else time is up, whatever the clock says now; a burst that goes on, or a dismissal, is another matter
-        return woken or schedule.stale or len(schedule.queue) > queued or self._seat is not seat
+        return woken or schedule.stale or len(schedule) > queued or self._seat is not seat
+
+    def _purge(self, most: int) -> None:
+        """Throw away queued items that do not count any more."""
+        schedule = self._schedule
+        if isinstance(schedule, Fifo):
+            self._counters.cancelled += schedule.purge(most)
+            return
+        with self._sorting:
+            schedule.purge(most, monotonic())
+        self._count_gone(schedule)
+        self._let_in(schedule)
+
+    def _take(self, schedule: Lanes, batch: list[Any], most: int) -> None:
+        """Take a batch of tickets with terms."""
+        with self._sorting:
+            schedule.take(most, batch, monotonic(), self._policy.cost)
+        self._counters.cancelled += claim_all(batch)
+        self._count_gone(schedule)
+        if schedule.lobby or schedule.expired or schedule.failed:
+            self._let_in(schedule)
+
+    def _count_gone(self, schedule: Lanes) -> None:
+        with self._sorting:
+            self._counters.cancelled += schedule.gone
+            schedule.gone = 0
+
+    def _most(self) -> int:
+        """The largest batch to take now, in items."""
+        return self._max_size if self._ceiling is None else self._ceiling.limit(self._max_size)
 
     def _run(self, seat: Seat) -> None:
         """Cut a batch, call the handler, deliver."""
+        ceiling, most = self._ceiling, self._most()
         batch: list[Any] = []
         seat.batch = batch
         handler, binder, counters = self._handler, self._binder, self._counters
-        cancelled = self._schedule.take(self._max_size, batch)
-        if cancelled:
-            counters.cancelled += cancelled
+        schedule = self._schedule
+        if isinstance(schedule, Lanes):
+            self._take(schedule, batch, most)
+        else:
+            cancelled = schedule.take(most, batch)
+            if cancelled:
+                counters.cancelled += cancelled
         if not batch:
             return
         assert handler is not None and binder is not None, "a worker without a handler"
         policy = self._policy
         counters.items += len(batch)
-        counters.cuts["drained" if self._closed else "full" if len(batch) >= self._max_size else policy.reason] += 1
+        counters.cuts["drained" if self._closed else "full" if len(batch) >= most else policy.reason] += 1
         seat.mine.append(True)
         if self._seat is not seat:  # after the look of _dismiss at `mine`: one of the two finds the batch
             self._abandon(seat)
@@ -346,8 +524,11 @@ class Driver:
         timed = watched or len(batch) > 1  # who wakes a single caller need not know how long it took
         began = monotonic() if timed else 0.0
         if watched:
-            policy.cut(began, [ticket.arrived for ticket in batch], len(self._schedule), self._max_size)
-        attempt = Attempt()
+            arrived = [ticket.arrived for ticket in batch]
+            if schedule.special:
+                arrived.sort()
+            policy.cut(began, arrived, len(schedule), most)
+        attempt = Attempt() if ceiling is None else Isolating(ceiling)
         args = kwargs = None
         sound = True
         for args, kwargs in attempt.calls(batch, binder):
@@ -357,16 +538,20 @@ class Driver:
                 error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # without this frame
                 attempt.output = Raised(error)
                 sound = False
+            if not seat.mine:  # stop() gave up on this batch while the handler ran
+                break
         done = monotonic() if timed else 0.0  # before anything is delivered: from here on callers return
         sound = sound and args is not None  # else no call fitted the handler
         args = kwargs = attempt.output = None
         try:
             seat.mine.pop()
-        except IndexError:  # stop() gave up on this batch while the handler ran
+        except IndexError:  # it has, if only just now
             del batch, attempt
             return
         if attempt.errors:
             counters.errors += attempt.errors
+        if schedule.special:
+            counters.errors += too_late(batch, attempt.outcomes, monotonic())
         if watched and self._seat is seat:  # measured: done after delivery it costs more, as callers wait for the GIL
             policy.finished(done, len(batch), done - began, len(self._schedule), sound)
         deliver(batch, attempt.outcomes, done - began)
@@ -389,7 +574,7 @@ class Driver:
                 self._leaving.discard(seat)
                 return True
             self._seat = NOBODY
-            if self._schedule.queue:
+            if self._schedule:
                 self._seat = seat
                 return False
         finally:
@@ -426,15 +611,21 @@ class Driver:
             self._give_up(held, error)
 
     def _give_up_queue(self, error: Callable[[], Exception]) -> None:
-        held = Seat()
-        self._leaving.add(held)
+        held, away = Seat(), Seat()
+        self._leaving.update((held, away))
         try:
-            cancelled = self._schedule.take(len(self._schedule), held.batch)
+            with self._sorting:
+                schedule = self._schedule
+                schedule.empty(held.batch)
+                if isinstance(schedule, Lanes):
+                    schedule.admission.clear(away.batch)
+            cancelled = claim_all(held.batch)
             with self._lock:
                 self._given_up.cancelled += cancelled
                 self._given_up.dropped += len(held.batch)
         finally:
             self._give_up(held, error)
+            self._send_away(away, error)
 
     def _give_up(self, held: Seat, error: Callable[[], Exception]) -> None:
         batch = held.batch
@@ -444,14 +635,29 @@ class Driver:
     # -- stopping -----------------------------------------------------------------------------------------
 
     def _close(self, drain: bool) -> None:
-        self._closed = True
+        with self._lock:
+            self._closed = True
+            self._simple = False
         if not drain or self._handler is None:
             self._give_up_queue(partial(Stopped, self._name))
+        elif isinstance(self._schedule, Lanes):  # who waits for room has not been accepted yet
+            away = Seat()
+            self._leaving.add(away)
+            with self._sorting:
+                self._schedule.admission.clear(away.batch)
+            self._send_away(away, partial(Stopped, self._name))
+
+    def _send_away(self, held: Seat, error: Callable[[], Exception]) -> None:
+        """Tell those who wait for room that there will be none."""
+        for ticket in held.batch:
+            ticket.admit(False)
+        deliver(held.batch, [error() for _ in held.batch])
+        self._leaving.discard(held)
 
     def _say_when_done(self, ticket: Ticket) -> None:
         """Deliver `ticket` when the worker has nothing left to do."""
         self._farewells.append(ticket)
-        if self._seat is NOBODY and (self._handler is None or not self._schedule.queue):
+        if self._seat is NOBODY and (self._handler is None or not self._schedule):
             self._farewell()
         else:
             try:
@@ -492,6 +698,7 @@ class Driver:
         return (
             get_ident() == self._seat.thread
             or self._lock._is_owned()
+            or self._sorting._is_owned()
             or any(ticket.locked_here() for ticket in [*self._schedule.next(sys.maxsize), *self._seat.batch])
         )
 
@@ -516,12 +723,12 @@ class Driver:
 
     def _forked(self) -> None:
         """In the child: start anew; what was inherited has nobody to run it. No inherited lock is touched."""
-        inherited: list[Any] = [*self._schedule.queue, *self._farewells]
+        inherited: list[Any] = [*self._schedule.next(NEVER), *self._farewells]
         for seat in {self._seat, *self._leaving}:
             inherited += seat.batch
             seat.mine.clear()
         self._fresh()
-        for ticket in inherited:
+        for ticket in {id(ticket): ticket for ticket in inherited}.values():
             ticket.orphan(WorkerDied(self._name, "it belongs to the parent of this forked process"))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from functools import partial
 from typing import Any, Protocol
@@ -22,8 +22,9 @@ _log = logging.getLogger("concurrent.futures")  # where a future's callbacks tha
 class Queue(Protocol):
     """What a ticket knows of the queue that it is in."""
 
-    stale: bool
-    """To be set once the ticket's caller has left."""
+    def depart(self, item: Any, /) -> None:
+        """The ticket's caller has left. May be called at any time."""
+        ...
 
 
 class _Waker:
@@ -53,6 +54,8 @@ class FutureTicket(Ticket, Future[Any]):
         Future.__init__(self)
         self._condition = _condition() if _native.threading_is_patched() else self._condition
         self._queue: Queue | None = queue
+        self.gate: BlockingTicket | None = None  # what its caller waits by until there is room in the queue
+        self.late: Callable[[], Exception] | None = None  # makes the error of its deadline's passing
 
     def claim(self) -> bool:
         with self._condition:
@@ -95,12 +98,26 @@ class FutureTicket(Ticket, Future[Any]):
     def _forget(self) -> None:
         queue, self._queue = self._queue, None
         if queue is not None:
-            queue.stale = True
+            queue.depart(self)
         self.args, self.kwargs, self.call = (), {}, None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it has an outcome; told without its lock, so perhaps a little late."""
+        return self._state not in ("PENDING", "RUNNING")
+
+    def expire(self) -> None:
+        """Its deadline has passed: whoever has it drops it."""
+        if self.late is not None and not self.is_settled:
+            self.left = True
+            if self._queue is not None:
+                self._queue.depart(self)
+            self._settle_safely(self.late())  # what it has of the call may be on its way to the handler
 
     @staticmethod
     def wake_all(tickets: Sequence[FutureTicket], took: float | None) -> None:
         for ticket in tickets:
+            ticket.admit(True)  # if that was prevented
             outcome, ticket.outcome = ticket.outcome, None
             ticket.args, ticket.kwargs, ticket.call, ticket._queue = (), {}, None, None
             if ticket.locked_here():
@@ -111,13 +128,21 @@ class FutureTicket(Ticket, Future[Any]):
                     continue
                 except RuntimeError:  # no thread: then at that risk
                     pass
-            try:
-                ticket._settle(outcome)
-            except BaseException:  # of a done-callback, most likely; or injected into this thread
-                _log.exception("exception calling callback for %r", ticket)
-                ticket._settle(outcome)
-                with ticket._condition:
-                    ticket._condition.notify_all()
+            ticket._settle_safely(outcome)
+
+    def _settle_safely(self, outcome: Any) -> None:
+        try:
+            self._settle(outcome)
+        except BaseException:  # of a done-callback, most likely; or injected into this thread
+            _log.exception("exception calling callback for %r", self)
+            self._settle(outcome)
+            with self._condition:
+                self._condition.notify_all()
+
+    def admit(self, accepted: bool) -> None:
+        gate, self.gate = self.gate, None
+        if gate is not None:
+            deliver([gate], [accepted])
 
     def locked_here(self) -> bool:
         condition: Any = self._condition
@@ -140,6 +165,10 @@ class FutureTicket(Ticket, Future[Any]):
             _native.destroy_hub()
 
     def _invoke_callbacks(self) -> None:
+        if self._state == "CANCELLED" and not self.left:
+            self.left = True  # for a callback that looks at the queue
+            if self._queue is not None:
+                self._queue.depart(self)
         # as of any future, but one that raises SystemExit or the like does not stop those after it
         raised: BaseException | None = None
         for callback in self._done_callbacks:
@@ -160,6 +189,8 @@ class FutureTicket(Ticket, Future[Any]):
         # to the parent
         inherited: Any = self._condition
         self._condition = _condition()
+        if self.gate is not None:
+            self.gate.orphan(error)
         wakers = [callback for callback in self._done_callbacks if type(callback) is _Waker]
         self._done_callbacks: list[Any] = []
         self._waiters = []

@@ -24,16 +24,19 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sys
-import warnings
 from functools import partial
 
 from ._attempt import Attempt, Raised, description
 from ._binding import UNBOUND
+from ._ceiling import Ceiling
+from ._isolation import Isolating
+from ._lanes import Lanes, too_late
 from ._native import monotonic
 from ._options import policy_for
-from ._schedule import Fifo
+from ._schedule import Fifo, claim_all
+from ._terms import INFINITE
 from .core import UBatch
-from .errors import Stopped, WorkerDied
+from .errors import DeadlineExceeded, QueueFull, Stopped, WorkerDied, warn_caller
 from .stats import Counters
 
 TYPE_CHECKING = False
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._binding import Binder, Call
+    from ._schedule import Hold
+    from ._terms import Asked, Rules, Terms
 
 NEVER = sys.maxsize
 """`wake_at` while nobody needs to be told of new items."""
@@ -56,30 +61,58 @@ serving: contextvars.ContextVar[Shift | None] = contextvars.ContextVar("ubatch_s
 class Job:
     """What a batcher's homes have in common: the handler, the options, whether items are accepted."""
 
-    __slots__ = ("binder", "closed", "handler", "is_coroutine", "max_size", "name", "started", "timeout", "workers")
+    __slots__ = (
+        "binder",
+        "closed",
+        "handler",
+        "is_coroutine",
+        "isolate",
+        "max_size",
+        "name",
+        "rules",
+        "simple",
+        "special",
+        "started",
+        "timeout",
+        "workers",
+    )
 
-    def __init__(self, name: str, max_size: int, timeout: float | None, workers: int) -> None:
+    def __init__(
+        self, name: str, max_size: int, timeout: float | None, workers: int, rules: Rules, isolate: bool
+    ) -> None:
         self.name = name
+        self.rules = rules
         self.max_size = max_size
         self.timeout = timeout
         self.workers = workers
+        self.isolate = isolate
         self.handler: Callable[..., Any] | None = None
         self.binder: Binder | None = None
         self.is_coroutine = False
         self.started = False
         self.closed = False
+        self.special = rules.special  # whether items have terms
+        self.simple = False
+        """Whether a call with one argument needs but to be queued."""
+
+    def simplify(self) -> None:
+        """Find out `simple` anew."""
+        self.simple = self.started and self.binder is not None and self.binder.accepts_one and not self.special
+        if self.closed:  # looked at last: who closes says so first
+            self.simple = False
 
 
 class Ticket:
     """One call on its way: its arguments, and the future of its outcome."""
 
-    __slots__ = ("args", "arrived", "call", "future", "kwargs")
+    __slots__ = ("args", "arrived", "call", "future", "kwargs", "terms")
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], future: asyncio.Future[Any]) -> None:
         self.args = args
         self.kwargs = kwargs
         self.future = future
         self.call: Call | None = None
+        self.terms: Terms | None = None
         self.arrived = monotonic()
 
     @property
@@ -110,8 +143,11 @@ class Home:
         self.job = job
         self.loop = loop
         self.counters = Counters()
-        self.schedule = Fifo()
+        self.schedule: Fifo | Lanes = Fifo()
         self.policy = policy_for(job.timeout, job.workers)
+        self.ceiling = Ceiling() if job.isolate else None
+        if job.special:
+            self.specialise()
         self.wake_at = 1
         self.looking: Shift | None = None  # the one that is about to look at the queue
         self.busy: set[Shift] = set()  # those that run a batch
@@ -124,43 +160,138 @@ class Home:
 
     # -- submitting ---------------------------------------------------------------------------------------
 
-    def put(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> asyncio.Future[Any]:
+    def put(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], asked: Asked | None = None, waits: bool = True
+    ) -> asyncio.Future[Any]:
         """Accept an item.
+
+        Args:
+            args, kwargs: of the call.
+            asked: what is special about it.
+            waits: whether it may wait for room.
 
         Raises:
             TypeError: the arguments do not fit the handler.
             Stopped: the batcher accepts nothing.
+            QueueFull: there is no room.
+            DeadlineExceeded: it had no time at all.
+            Exception: what `key` and `weight` raise.
         """
         job = self.job
-        if job.closed:
-            raise Stopped(job.name)
         ticket = Ticket(args, kwargs, self.loop.create_future())
-        binder = job.binder
-        if binder is None:
-            ticket.call = UNBOUND
-        elif kwargs or len(args) != 1 or not binder.accepts_one:
-            ticket.call = binder.bind(args, kwargs)
+        if asked is not None or not job.simple or kwargs or len(args) != 1:
+            self._accept([ticket], asked, waits)
+            return ticket.future
         queue = self.schedule.queue
         queue.append(ticket)
         if len(queue) >= self.wake_at:
             self._attend_to([ticket])
         return ticket.future
 
-    def put_all(self, calls: Iterable[tuple[Any, ...]]) -> list[asyncio.Future[Any]]:
+    def put_all(self, calls: Iterable[tuple[Any, ...]], asked: Asked | None = None) -> list[asyncio.Future[Any]]:
         """Accept items of one positional argument or more each, all of them or none. Raises as `put`."""
-        job = self.job
-        if job.closed:
-            raise Stopped(job.name)
         tickets = [Ticket(args, {}, self.loop.create_future()) for args in calls]
         now = monotonic()
         for ticket in tickets:
-            ticket.call = UNBOUND if job.binder is None else job.binder.bind(ticket.args, {})
             ticket.arrived = now
+        self._accept(tickets, asked, waits=True)
+        return [ticket.future for ticket in tickets]
+
+    def _accept(self, tickets: list[Ticket], asked: Asked | None, waits: bool) -> None:
+        """Accept all tickets, or none, as is asked. Raises as `put`."""
+        job = self.job
+        if job.closed:
+            raise Stopped(job.name)
+        if not tickets:
+            return
+        for ticket in tickets:
+            ticket.call = UNBOUND if job.binder is None else job.binder.bind(ticket.args, ticket.kwargs)
+        if asked is not None or job.special:
+            self._accept_with_terms(tickets, asked, waits)
+            return
         queue = self.schedule.queue
         queue.extend(tickets)
-        if tickets and len(queue) >= self.wake_at:
+        if len(queue) >= self.wake_at:
             self._attend_to(tickets)
-        return [ticket.future for ticket in tickets]
+
+    def _accept_with_terms(self, tickets: list[Ticket], asked: Asked | None, waits: bool) -> None:
+        rules, counters = self.job.rules, self.counters
+        for ticket in tickets:
+            ticket.terms = rules.terms(ticket.args, ticket.kwargs, ticket.arrived, asked)
+        lanes, now = self.specialise(), monotonic()
+        deadline, expires = tickets[0].terms.deadline, tickets[0].terms.expires  # type: ignore[union-attr]
+        if expires <= now:
+            raise DeadlineExceeded(self.job.name, deadline)
+        if rules.max_queue is None and not lanes.lobby:
+            lanes.queue.extend(tickets)
+        else:
+            accepted = lanes.admission.offer(tickets, rules.block and waits)
+            if accepted is None:
+                counters.rejected += len(tickets)
+                raise QueueFull(self.job.name, rules.max_queue or 0)
+            for ticket in tickets:
+                ticket.future.add_done_callback(partial(self._left, ticket))
+        if len(lanes.queue) >= self.wake_at or (self._timer is not None and expires < lanes.tight):
+            self._attend_to(tickets)
+        if expires < INFINITE:
+            self._set_timer(tickets, expires - now)
+
+    def specialise(self) -> Lanes:
+        """See to it that items may have terms, from now on."""
+        if not isinstance(self.schedule, Lanes):
+            self.job.special = True
+            self.job.simplify()
+            self.policy.observe()
+            self.schedule = Lanes(self.schedule, self.job.rules)
+        return self.schedule
+
+    def _set_timer(self, tickets: list[Ticket], seconds: float) -> None:
+        """Let tickets expire, unless all are done before."""
+        timer = self.loop.call_later(seconds, self._expire, tickets)
+        pending = len(tickets)
+
+        def done(_: object) -> None:
+            nonlocal pending
+            pending -= 1
+            if not pending:
+                timer.cancel()
+
+        for ticket in tickets:
+            ticket.future.add_done_callback(done)
+
+    def _expire(self, tickets: list[Ticket]) -> None:
+        deliver(tickets, [DeadlineExceeded(self.job.name, ticket.terms.deadline) for ticket in tickets if ticket.terms])
+
+    def _left(self, ticket: Ticket, _: object) -> None:
+        """An item is done; if nobody has taken it there may be room for those who wait for it."""
+        schedule = self.schedule
+        if isinstance(schedule, Lanes) and ticket.terms is not None and (ticket.terms.inside or schedule.lobby):
+            schedule.depart(ticket)
+            self._settle(schedule)
+
+    def _settle(self, lanes: Lanes) -> None:
+        """After items have gone: let in those who wait for room; count, and tell, those that do not count any more."""
+        if lanes.admission.let_in() and len(lanes.queue) >= self.wake_at and self.job.started:
+            self.attend()
+        self.counters.cancelled += lanes.gone
+        lanes.gone = 0
+        if lanes.expired:
+            expired, lanes.expired = lanes.expired, []
+            self.counters.expired += len(expired)
+            self._expire(expired)
+        if lanes.failed:
+            failed, lanes.failed = lanes.failed, []
+            self.counters.dropped += len(failed)
+            deliver([ticket for ticket, _ in failed], [error.with_traceback(None) for _, error in failed])
+
+    def make_room(self, begins: bool) -> None:
+        """The largest number of items that may wait is another now; there was none before if it `begins`."""
+        if self.job.rules.max_queue is not None or self.schedule.special:
+            lanes = self.specialise()
+            if begins:
+                lanes.admission.begin(lanes.next(NEVER))
+            self._settle(lanes)
+            self.reconsider()
 
     def _attend_to(self, tickets: Sequence[Ticket]) -> None:
         """Nobody has looked at the queue since these were put there. If that fails, their calls have failed."""
@@ -171,7 +302,7 @@ class Home:
             elif not self._warned:
                 self._warned = True
                 missing = "set_handler() and start()" if job.handler is None else "start()"
-                warnings.warn(f"batcher {job.name!r}: items wait for {missing}", RuntimeWarning, stacklevel=4)
+                warn_caller(f"batcher {job.name!r}: items wait for {missing}")
         except BaseException:  # no memory, no stack; or the program's filters make an error of a warning
             for ticket in tickets:
                 self.schedule.withdraw(ticket)
@@ -190,13 +321,22 @@ class Home:
     def resume(self) -> None:
         """The batcher was started: who waits for it to be done need not any more."""
         self._release(done=False)
-        if self.schedule.queue:
+        if self.schedule:
             self.attend()
 
     def reconsider(self) -> None:
         """The policy, or what it goes by, has changed: look again."""
-        if self.schedule.queue and self._timer is not None:
-            self.attend()
+        if self.schedule:
+            if self.job.started:
+                self.attend()
+        elif self.looking is None and self._timer is None and len(self.busy) < self.job.workers:
+            self.wake_at = 1
+
+    def renew_policy(self) -> None:
+        """The timeout, or the number of workers, is another now; what was learned is not of use for it."""
+        self.policy = policy_for(self.job.timeout, self.job.workers)
+        if self.schedule.special:
+            self.policy.observe()
 
     # -- working ------------------------------------------------------------------------------------------
 
@@ -216,28 +356,36 @@ class Home:
 
     async def _serve(self, shift: Shift) -> None:
         """Cut a batch, unless the policy says to wait; have the handler called; deliver."""
-        job, policy, counters, queue = self.job, self.policy, self.counters, self.schedule.queue
+        job, policy, counters = self.job, self.policy, self.counters
         if not self._cuts():
             return
-        batch = shift.batch
-        counters.cancelled += self.schedule.take(job.max_size, batch)
+        batch, schedule, most = shift.batch, self.schedule, self._most()
+        if isinstance(schedule, Lanes):
+            schedule.take(most, batch, monotonic(), policy.cost)
+            counters.cancelled += claim_all(batch)
+            self._settle(schedule)
+        else:
+            counters.cancelled += schedule.take(most, batch)
         self.looking = None
         if not batch:
             self._follow()
             return
         self.busy.add(shift)
         counters.items += len(batch)
-        counters.cuts["drained" if job.closed else "full" if len(batch) >= job.max_size else policy.reason] += 1
+        counters.cuts["drained" if job.closed else "full" if len(batch) >= most else policy.reason] += 1
         watched = policy.watch()
         began = monotonic()
         if watched:
-            policy.cut(began, [ticket.arrived for ticket in batch], len(queue), job.max_size)
-        if queue:
+            arrived = [ticket.arrived for ticket in batch]
+            if schedule.special:
+                arrived.sort()
+            policy.cut(began, arrived, len(schedule), most)
+        if schedule.queue or schedule.sorted:
             self.attend()
         elif len(self.busy) < job.workers:
             self.wake_at = 1
         serving.set(shift)
-        attempt = Attempt()
+        attempt = Attempt() if self.ceiling is None else Isolating(self.ceiling)
         sound, cancelled = True, False
         handler, binder = job.handler, job.binder
         assert handler is not None and binder is not None, "a shift without a handler"
@@ -261,8 +409,10 @@ class Home:
         sound = sound and args is not None  # else no call fitted the handler
         args = kwargs = attempt.output = None
         counters.errors += attempt.errors
+        if schedule.special:
+            counters.errors += too_late(batch, attempt.outcomes, done)
         if watched:
-            policy.finished(done, len(batch), done - began, len(queue), sound)
+            policy.finished(done, len(batch), done - began, len(schedule), sound)
         shift.batch = []
         deliver(batch, attempt.outcomes)
         self.busy.discard(shift)
@@ -290,31 +440,44 @@ class Home:
         self._threads.append(thread)
         return result[0]
 
+    def _most(self) -> int:
+        """The largest batch to take now, in items."""
+        return self.job.max_size if self.ceiling is None else self.ceiling.limit(self.job.max_size)
+
     def _cuts(self) -> bool:
         """Whether a batch leaves now; else somebody will look again when it is time."""
-        job, policy, schedule, queue = self.job, self.policy, self.schedule, self.schedule.queue
+        job, policy, schedule, most = self.job, self.policy, self.schedule, self._most()
         time_is_up, self._time_is_up = self._time_is_up, False
-        gone = 0 if policy.passive else schedule.purge(job.max_size)  # else `take` passes over them
-        self.counters.cancelled += gone
-        hold, now = None, monotonic()
-        if not queue:
+        gone = not policy.passive and self._purge(most)  # else `take` passes over them
+        hold: Hold | None = None
+        now = monotonic()
+        if not schedule.queue and not schedule.sorted:
             if not policy.passive and not job.closed and not time_is_up:
-                hold = policy.expect(now, job.max_size)
+                hold = policy.expect(now, most)
             if hold is None:
                 self.looking = None
                 self.wake_at = 1
                 self._say_farewell()
                 return False
-        elif not policy.passive and not job.closed and not (time_is_up and len(queue) <= self._held and not gone):
-            oldest, newest = queue[0].arrived, queue[-1].arrived
-            hold = policy.decide(now, len(queue), oldest, job.max_size, newest)
+        elif not policy.passive and not job.closed and not (time_is_up and len(schedule) <= self._held and not gone):
+            hold = schedule.hold(policy, now, most)
         if hold is None:
             return True
         self.looking = None
         self.wake_at = hold.wake_at
-        self._held = len(queue)
+        self._held = len(schedule)
         self._timer = self.loop.call_later(max(hold.until - now, 0.0), self._ring)
         return False
+
+    def _purge(self, most: int) -> bool:
+        """Throw away queued items that do not count any more; whether there were any."""
+        schedule, queued = self.schedule, len(self.schedule)
+        if isinstance(schedule, Lanes):
+            schedule.purge(most, monotonic())
+            self._settle(schedule)
+        else:
+            self.counters.cancelled += schedule.purge(most)
+        return len(schedule) != queued
 
     def _ring(self) -> None:
         self._time_is_up = True
@@ -327,16 +490,15 @@ class Home:
 
     def _follow_later(self) -> None:
         """Somebody looks at the queue in a moment, if the loop goes on until then, or with the next item."""
-        queue = self.schedule.queue
+        schedule = self.schedule
         if self.looking is not None:
             return
-        if all(ticket.left for ticket in queue):
-            self.counters.cancelled += len(queue)
-            queue.clear()
+        if all(ticket.left for ticket in schedule.next(NEVER)):
+            self._give_up_queue()
             self.wake_at = 1
             self._say_farewell()
         else:
-            self.wake_at = len(queue) + 1
+            self.wake_at = len(schedule.queue) + 1
             self._timer = self._timer or self.loop.call_later(MOMENT, self._ring)
 
     def _ended(self, shift: Shift, task: asyncio.Task[None]) -> None:
@@ -348,7 +510,9 @@ class Home:
             if error is None:
                 self._follow_later()
             else:
-                self._bury([*shift.batch, *self.schedule.next(NEVER)], error)
+                tickets = [*shift.batch]
+                self.schedule.empty(tickets)
+                self._bury(tickets, error)
                 shift.batch = []
         if shift in self.busy:
             self.busy.discard(shift)
@@ -358,8 +522,6 @@ class Home:
     def _bury(self, tickets: list[Any], error: BaseException | None) -> None:
         """A shift died of something that is not the handler's: fail what it had, and go on."""
         died = partial(WorkerDied, self.job.name, "cancelled" if error is None else description(error))
-        for ticket in tickets:
-            self.schedule.withdraw(ticket)
         self.counters.errors += len(tickets)
         deliver(tickets, [_because(error, died()) for _ in tickets])
         self._follow()
@@ -371,9 +533,14 @@ class Home:
 
     def close(self, drain: bool) -> None:
         """Items are refused from now on (`job.closed` is set): run what is queued, or give it up."""
+        schedule = self.schedule
         if not drain or self.job.handler is None:
             self._give_up_queue()
-        if self.schedule.queue or self._timer is not None:
+        elif isinstance(schedule, Lanes):  # who waits for room has not been accepted yet
+            lobby: list[Any] = []
+            schedule.admission.clear(lobby)
+            deliver(lobby, [Stopped(self.job.name) for _ in lobby])
+        if schedule or self._timer is not None:
             self._follow()
         else:
             self._say_farewell()
@@ -386,7 +553,7 @@ class Home:
         return future
 
     def _say_farewell(self) -> None:
-        if self.busy or self.looking is not None or (self.schedule.queue and self.job.handler is not None):
+        if self.busy or self.looking is not None or (self.schedule and self.job.handler is not None):
             return
         while self._threads and self.job.closed:
             self._threads.pop().stop(drain=False, timeout=0.0)
@@ -412,7 +579,12 @@ class Home:
 
     def _give_up_queue(self) -> None:
         dropped: list[Any] = []
-        self.counters.cancelled += self.schedule.take(len(self.schedule), dropped)
+        self.schedule.empty(dropped)
+        self.counters.cancelled += claim_all(dropped)
+        if isinstance(self.schedule, Lanes):
+            lobby: list[Any] = []
+            self.schedule.admission.clear(lobby)
+            deliver(lobby, [Stopped(self.job.name) for _ in lobby])
         self.counters.dropped += len(dropped)
         deliver(dropped, [Stopped(self.job.name) for _ in dropped])
 

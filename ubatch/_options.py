@@ -1,11 +1,18 @@
-"""The options of a batcher: what they must be, and the policy that they stand for."""
+"""The options of a batcher: what they must be, and the policy and the rules that they stand for."""
 
 from __future__ import annotations
 
 import math
 import operator
 
+from ._binding import is_coroutine_function
 from ._policy import Adaptive, Window
+from ._terms import INFINITE, Rules
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+    from typing import Any
 
 
 def checked_max_size(max_size: int) -> int:
@@ -16,6 +23,16 @@ def checked_max_size(max_size: int) -> int:
 def checked_workers(workers: int) -> int:
     """Raises TypeError, ValueError: it is not an integer of at least 1."""
     return _checked_count("workers", workers, "worker")
+
+
+def checked_max_queue(max_queue: int | None) -> int | None:
+    """Raises TypeError, ValueError: it is neither `None` nor an integer of at least 1."""
+    return None if max_queue is None else _checked_count("max_queue", max_queue, "item")
+
+
+def checked_threshold(threshold: int | None) -> int | None:
+    """Raises TypeError, ValueError: it is neither `None` nor an integer of at least 1."""
+    return None if threshold is None else _checked_count("small_batch_threshold", threshold, "item")
 
 
 def _checked_count(name: str, count: int, unit: str) -> int:
@@ -42,6 +59,94 @@ def checked_name(name: str | None) -> str | None:
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name must be a string, not {name!r}")
     return name
+
+
+def checked_priority(priority: float) -> float:
+    """Raises TypeError, ValueError: it is not a finite number."""
+    return _checked_number("priority", priority, "finite", -INFINITE)
+
+
+def checked_aim(deadline: float) -> float:
+    """Raises TypeError, ValueError: it is not a number of seconds; 0 and less have passed already."""
+    if isinstance(deadline, bool) or not hasattr(deadline, "__float__"):
+        raise TypeError(f"deadline must be a number of seconds, not {deadline!r}")
+    if math.isnan(deadline):
+        raise ValueError(f"deadline must be a number of seconds, not {deadline!r}")
+    return _as_float(deadline)
+
+
+def _as_float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # an integer that is too large
+        return INFINITE if number > 0 else -INFINITE
+
+
+def _checked_number(name: str, number: float, what: str, above: float) -> float:
+    if isinstance(number, bool) or not hasattr(number, "__float__"):
+        raise TypeError(f"{name} must be a number, not {number!r}")
+    value = _as_float(number)
+    if not above < value < INFINITE:
+        raise ValueError(f"{name} must be {what}, not {number!r}")
+    return value
+
+
+def _is_infinite(number: object) -> bool:
+    return isinstance(number, float) and number == INFINITE
+
+
+def _checked_function(name: str, function: Callable[..., Any] | None) -> None:
+    if function is None:
+        return
+    if not callable(function):
+        raise TypeError(f"{name} must be None or callable, not {function!r}")
+    if is_coroutine_function(function):
+        raise TypeError(f"{name} must be a plain function, not {function!r}, a coroutine function")
+
+
+def rules_for(
+    key: Callable[..., Hashable] | None,
+    weight: Callable[..., float] | None,
+    max_weight: float | None,
+    padded: bool,
+    max_queue: int | None,
+    overflow: str,
+    deadline: float | None,
+    aging: float,
+) -> Rules:
+    """The rules that options stand for. Raises TypeError, ValueError: one is not as it must be; see `UBatch`."""
+    _checked_function("key", key)
+    _checked_function("weight", weight)
+    if (weight is None) != (max_weight is None):
+        raise ValueError(f"weight and max_weight go together, not weight={weight!r} with max_weight={max_weight!r}")
+    limit = INFINITE if max_weight is None else _checked_number("max_weight", max_weight, "more than 0 and finite", 0.0)
+    if not isinstance(padded, bool):
+        raise TypeError(f"padded must be True or False, not {padded!r}")
+    if padded and weight is None:
+        raise ValueError("padded=True bounds what items weigh: it needs weight and max_weight")
+    within = INFINITE
+    if deadline is not None and not _is_infinite(deadline):
+        within = _checked_number("deadline", deadline, "more than 0 seconds, or None", 0.0)
+    aging = INFINITE if _is_infinite(aging) else _checked_number("aging", aging, "more than 0 seconds", 0.0)
+    if overflow not in ("reject", "block"):
+        raise ValueError(f"overflow must be 'reject' or 'block', not {overflow!r}")
+    return Rules(
+        key,
+        weight,
+        limit,
+        padded,
+        within,
+        aging,
+        checked_max_queue(max_queue),
+        overflow == "block",
+    )
+
+
+def checked_isolate(isolate: bool) -> bool:
+    """Raises TypeError: it is neither `True` nor `False`."""
+    if not isinstance(isolate, bool):
+        raise TypeError(f"isolate must be True or False, not {isolate!r}")
+    return isolate
 
 
 def policy_for(timeout: float | None, workers: int = 1) -> Window | Adaptive:

@@ -82,21 +82,27 @@ class Window:
         self.reason = "idle"
         """Why what is cut now is cut: "full", "window", "gathered", "burst", "idle". If its hold times out, too."""
         self.cost: Cost | None = None
-        """What has been learned of the cost of a batch: nothing."""
+        """What has been learned of the cost of a batch; `None` before `observe`."""
 
     def expect(self, now: float, max_size: int) -> Hold | None:
         """See `Adaptive`."""
         return None
 
+    def observe(self) -> None:
+        """Learn what batches cost, from now on: there are deadlines, which the window does not know."""
+        self.cost = self.cost or Cost()
+
     def watch(self) -> bool:
-        """Whether `cut` and `finished` are to be called for the batch that is taken now: never."""
-        return False
+        """Whether `cut` and `finished` are to be called for the batch that is taken now."""
+        return self.cost is not None
 
     def cut(self, now: float, arrived: Sequence[float], queued: int, max_size: int) -> None:
         """See `Adaptive`."""
 
     def finished(self, now: float, size: int, duration: float, queued: int, ok: bool = True) -> None:
         """See `Adaptive`."""
+        if ok and self.cost is not None:
+            self.cost.update(size, duration)
 
     def decide(self, now: float, queued: int, oldest: float, max_size: int, newest: float = _NEVER) -> Hold | None:
         """Say what a free worker does with `queued` >= 1 items, the oldest of which arrived at `oldest`.
@@ -285,6 +291,9 @@ class Adaptive:
         return "gathered" if now < self._started + self._turn() else "window"
 
     # -- events -------------------------------------------------------------------------------------------
+
+    def observe(self) -> None:
+        """See `Window`; it does so anyway."""
 
     def watch(self) -> bool:
         """Whether `cut` and `finished` are to be called for the batch that is taken now."""

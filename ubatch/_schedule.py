@@ -1,4 +1,4 @@
-"""Which items leave together: first in, first out.
+"""Which items leave together: first in, first out. What is not as simple is in `_lanes`.
 
 Pure in that it decides without a clock, a lock or a thread of its own. It is shared, though, so here is who
 may do what. Guarantees: an item is taken exactly once, in the order of `append`. Assumptions, each of them a
@@ -14,13 +14,31 @@ from itertools import islice, repeat, starmap
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Protocol
+    from typing import Any, Protocol
+
+    class Hold(Protocol):
+        """See `_policy`."""
+
+        until: float
+        wake_at: int
+
+    class Policy(Protocol):
+        """What the schedule knows of a policy; see `_policy`."""
+
+        cost: Any
+        reason: str
+
+        def decide(self, now: float, queued: int, oldest: float, max_size: int, newest: float) -> Hold | None:
+            """Say how long to hold; `None` to cut."""
+            ...
 
     class Item(Protocol):
         """What the schedule knows of an item."""
 
         arrived: float
         """Monotonic time of its arrival, in seconds."""
+        terms: Any
+        """What its call asks for beyond its arguments; `None` if that is nothing. See `_lanes`."""
 
         @property
         def left(self) -> bool:
@@ -40,6 +58,11 @@ class Fifo:
 
     __slots__ = ("append", "queue", "stale")
 
+    special = False
+    """Whether items have terms; see `Lanes`."""
+    sorted = 0
+    """Items that wait elsewhere than in `queue`."""
+
     def __init__(self) -> None:
         self.queue: deque[Item] = deque()
         self.append: Callable[[Item], None] = self.queue.append
@@ -49,14 +72,26 @@ class Fifo:
     def __len__(self) -> int:
         return len(self.queue)
 
-    def oldest(self) -> float | None:
-        """Arrival of the item that leaves next; `None` if the queue is empty. O(1)."""
-        try:
-            return self.queue[0].arrived
-        except IndexError:
-            return None
+    def hold(self, policy: Policy, now: float, most: int) -> Hold | None:
+        """What a policy says of what is queued. O(1).
 
-    def take(self, most: int, into: list[Item]) -> int:
+        Args:
+            policy: to be asked.
+            now: monotonic time, in seconds.
+            most: the largest batch, in items.
+
+        Returns:
+            `None` to cut a batch now, or how long to hold; `wake_at` is the length of `queue` from which on to ask
+            again before that.
+
+        Raises:
+            IndexError: nothing is queued.
+        """
+        queue = self.queue
+        oldest, newest = queue[0].arrived, queue[-1].arrived
+        return policy.decide(now, len(queue), oldest, most, newest)
+
+    def take(self, most: int, into: list[Item], now: float = 0.0) -> int:
         """Move the next items, `most` at most, into the empty list `into`, and claim them. O(items moved).
 
         Returns:
@@ -70,18 +105,23 @@ class Fifo:
                 into.extend(starmap(queue.popleft, _ONCE if count == 1 else repeat((), count)))
             except IndexError:  # stop() took the rest meanwhile
                 pass
-            left = set()
-            for item in into[held:] if held else into:
-                if not item.claim():
-                    left.add(id(item))
+            left = claim_all(into, held)
             if not left:
                 break
-            gone += len(left)
-            into[:] = [item for item in into if id(item) not in left]
+            gone += left
             held = len(into)
         return gone
 
-    def purge(self, most: int) -> int:
+    def empty(self, into: list[Item]) -> None:
+        """Move all items into the empty list `into`, unclaimed."""
+        queue = self.queue
+        while queue:
+            try:
+                into.extend(starmap(queue.popleft, repeat((), len(queue))))
+            except IndexError:  # somebody else took the rest
+                pass
+
+    def purge(self, most: int, now: float = 0.0) -> int:
         """Throw away those of the next `most` items whose callers left, until that many are there for the taking.
 
         After it, neither the length of the queue (up to `most`) nor the age of its oldest item is owed to an
@@ -100,11 +140,7 @@ class Fifo:
 
     def next(self, most: int) -> list[Item]:
         """The items that leave next, `most` at most, as they are at one moment."""
-        while True:
-            try:
-                return list(islice(self.queue, most))
-            except RuntimeError:  # something was appended between the making of the iterator and its first step
-                pass
+        return copy_of(self.queue, most)
 
     def withdraw(self, item: Item) -> bool:
         """Take back an item that nobody has taken; `False` if somebody has. O(n)."""
@@ -114,5 +150,33 @@ class Fifo:
             return False
         return True
 
+    def depart(self, item: Item) -> None:
+        """An item's caller has left: some of the queue may not count any more. May be called at any time."""
+        self.stale = True
+
     def _check(self) -> None:
         assert all(not item.left for item in self.queue) or self.stale
+
+
+def claim_all(items: list[Item], start: int = 0) -> int:
+    """Claim the items from position `start` on, and drop those whose callers have left.
+
+    Returns:
+        How many these were.
+    """
+    left = set()
+    for item in items[start:] if start else items:
+        if not item.claim():
+            left.add(id(item))
+    if left:
+        items[:] = [item for item in items if id(item) not in left]
+    return len(left)
+
+
+def copy_of(queue: deque[Item], most: int | None = None) -> list[Item]:
+    """The first items of a queue, `most` at most, as they are at one moment."""
+    while True:
+        try:
+            return list(islice(queue, most))
+        except RuntimeError:  # something was appended between the making of the iterator and its first step
+            pass

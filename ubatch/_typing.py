@@ -10,12 +10,14 @@ from __future__ import annotations
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
-    from typing import Any, Concatenate, Protocol, TypeAlias
+    from collections.abc import Awaitable, Callable, Hashable, Iterator
+    from typing import Any, Concatenate, Protocol, TypeAlias, TypedDict
     from typing import Generic as Generic
     from typing import ParamSpec as ParamSpec
     from typing import TypeVar as TypeVar
     from typing import overload as overload
+
+    from typing_extensions import Unpack as Unpack
 
     T = TypeVar("T")
     T_contra = TypeVar("T_contra", contravariant=True)
@@ -39,6 +41,25 @@ if TYPE_CHECKING:
 
     AnyMethod: TypeAlias = Callable[Concatenate[Any, list[T], ...], Results[U] | Awaitable[Results[U]]]
     """Such a handler as a method, unbound."""
+
+    class Options(TypedDict, total=False):
+        """The options of `UBatch` that its decorators take by name."""
+
+        name: str | None
+        key: Callable[..., Hashable] | None
+        weight: Callable[..., float] | None
+        max_weight: float | None
+        padded: bool
+        max_queue: int | None
+        overflow: str
+        deadline: float | None
+        aging: float
+        isolate: bool
+
+    class LoopOptions(Options, total=False):
+        """The options of `aio.UBatch` that its decorators take by name."""
+
+        workers: int
 
     class Face(Protocol[T_contra, U_co]):
         """A way to call a batcher with one item. The arguments after the first have no types of their own."""

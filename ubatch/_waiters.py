@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._binding import Call
+    from ._terms import Terms
 
 PENDING: Any = type("Pending", (), {"__slots__": (), "__repr__": lambda self: "<no outcome yet>"})()
 """The outcome of a ticket that has none yet."""
@@ -42,7 +43,7 @@ PENDING: Any = type("Pending", (), {"__slots__": (), "__repr__": lambda self: "<
 class Ticket:
     """One call on its way: its arguments, and an outcome once it is delivered."""
 
-    __slots__ = ("args", "arrived", "call", "kwargs", "left", "outcome")
+    __slots__ = ("args", "arrived", "call", "kwargs", "left", "outcome", "terms")
 
     home: Any
     """Tickets of equal homes are woken together."""
@@ -52,6 +53,7 @@ class Ticket:
         self.kwargs = kwargs
         self.call: Call | None = None
         self.left = False
+        self.terms: Terms | None = None
         self.outcome: Any = PENDING
         self.arrived = monotonic()
 
@@ -62,6 +64,9 @@ class Ticket:
     def leave(self) -> None:
         """Its caller is gone, for good, whatever becomes of the ticket."""
         self.left = True
+
+    def admit(self, accepted: bool) -> None:
+        """There is room for it in the queue, or never will be."""
 
     def locked_here(self) -> bool:
         """Whether the worker would have to wait for a lock that this very thread holds."""
@@ -157,6 +162,7 @@ class ThreadTicket(BlockingTicket):
         self.kwargs = kwargs
         self.call = None
         self.left = False
+        self.terms = None
         self.outcome = PENDING
         self.arrived = monotonic()
         self.thread = thread
@@ -337,6 +343,7 @@ class LoopTicket(Ticket):
         self.kwargs = kwargs
         self.call = None
         self.left = False
+        self.terms = None
         self.outcome = PENDING
         self.arrived = monotonic()
         self.home = loop

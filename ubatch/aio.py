@@ -17,21 +17,29 @@ from asyncio import get_running_loop
 from . import _native
 from ._binding import Binder, is_coroutine_function
 from ._loop import Home, Job, serving
-from ._options import checked_max_size, checked_name, checked_timeout, checked_workers, policy_for
-from ._streams import astream, checked_ahead
+from ._loop_faces import Faces, View
+from ._options import (
+    checked_isolate,
+    checked_max_queue,
+    checked_max_size,
+    checked_name,
+    checked_timeout,
+    checked_workers,
+    rules_for,
+)
+from ._terms import UNSET
 from ._typing import Generic, ParamSpec, TypeVar, overload
-from ._waiters import outcomes_of
-from .decorators import Bound, Decorated, decorate
+from .decorators import Bound, Decorated, decorate, for_many
 from .errors import HandlerAlreadySet, HandlerNotSet
 from .stats import Counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Hashable, Iterable
     from types import TracebackType
     from typing import Any, Concatenate, Protocol
 
-    from ._typing import AnyHandler, AnyMethod, Face
+    from ._typing import AnyHandler, AnyMethod, Face, LoopOptions, Unpack
     from .stats import Stats
 
 __all__ = ["UBatch", "dynamically", "ubatch_decorator"]
@@ -46,7 +54,7 @@ F = TypeVar("F", bound="Callable[..., Any]")
 F_co = TypeVar("F_co", covariant=True)
 
 
-class UBatch(Generic[T, U]):
+class UBatch(Faces[T, U]):
     """Gathers the items of many coroutines and gives them to a batch handler in one call.
 
     Tasks each call with one item of type `T` and get their own result, of type `U`. Every accepted item resolves:
@@ -67,6 +75,8 @@ class UBatch(Generic[T, U]):
             items wait for `set_handler` and `start`.
         name: shown in errors and in `repr`; by default the handler's name.
         workers: the number of batches that may be in flight at once, in each loop; at least 1.
+        key, weight, max_weight, padded, deadline, aging, isolate: as of `ubatch.UBatch`.
+        max_queue, overflow: likewise, for each loop; `submit`, which cannot wait, raises `QueueFull` in any case.
 
     Raises:
         TypeError, ValueError: an argument is not as described; the message has its value.
@@ -80,18 +90,34 @@ class UBatch(Generic[T, U]):
         handler: AnyHandler[T, U] | None = None,
         name: str | None = None,
         workers: int = 1,
+        key: Callable[..., Hashable] | None = None,
+        weight: Callable[..., float] | None = None,
+        max_weight: float | None = None,
+        padded: bool = False,
+        max_queue: int | None = None,
+        overflow: str = "reject",
+        deadline: float | None = None,
+        aging: float = 1.0,
+        isolate: bool = False,
     ) -> None:
         self._given_name = checked_name(name)
+        rules = rules_for(key, weight, max_weight, padded, max_queue, overflow, deadline, aging)
         self._job = Job(
-            name or "ubatch", checked_max_size(max_size), checked_timeout(timeout), checked_workers(workers)
+            name or "ubatch",
+            checked_max_size(max_size),
+            checked_timeout(timeout),
+            checked_workers(workers),
+            rules,
+            checked_isolate(isolate),
         )
+        self._asked = None  # nothing special; an attribute of the object itself is the fastest to look up
         self._lock = _native.reentrant_lock()  # guards the making and forgetting of homes
         self._homes: dict[asyncio.AbstractEventLoop, Home] = {}
         self._past = Counters()  # of homes whose loops are closed
         self._latest: Home | None = None
         if handler is not None:
-            self.set_handler(handler)
             self._job.started = True
+            self.set_handler(handler)
 
     # -- the handler, starting, stopping ------------------------------------------------------------------
 
@@ -115,6 +141,7 @@ class UBatch(Generic[T, U]):
             job.name = getattr(handler, "__qualname__", None) or type(handler).__qualname__
         job.is_coroutine = is_coroutine_function(handler)
         job.handler = handler
+        job.simplify()
 
     def start(self: Self) -> Self:
         """Let batches run, now and again after `stop`. Does nothing if they may already.
@@ -129,6 +156,7 @@ class UBatch(Generic[T, U]):
             raise HandlerNotSet(self._job.name)
         self._job.started = True
         self._job.closed = False
+        self._job.simplify()
         self._tell(Home.resume)
         return self
 
@@ -152,6 +180,7 @@ class UBatch(Generic[T, U]):
         timeout = checked_timeout(timeout)
         home = self._home()
         self._job.closed = True
+        self._job.simple = False
         self._tell(Home.close, drain)
         if self._is_own_worker(home):
             return False
@@ -173,116 +202,6 @@ class UBatch(Generic[T, U]):
     ) -> None:
         """Stop, after what is queued has run."""
         await self.stop()
-
-    # -- the faces ----------------------------------------------------------------------------------------
-
-    @overload
-    async def ubatch(self, item: T, /, *args: Any, **kwargs: Any) -> U: ...
-    @overload
-    async def ubatch(self, /, **kwargs: Any) -> U: ...
-    async def ubatch(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Hand over one item and wait for its result. Cancelling drops the item if no batch has it yet.
-
-        Args:
-            item, *args, **kwargs: what this call contributes to the handler's lists.
-
-        Returns:
-            The item's result.
-
-        Raises:
-            Exception: what the handler raised, or put in the item's place.
-            BadBatchOutputSize: the handler did not return one result for each item.
-            HandlerFailed: the handler raised what must not be raised here as it is (`SystemExit`, `CancelledError`).
-            Stopped: the batcher was stopped.
-            TypeError: the arguments do not fit the handler.
-            RuntimeError: called by the batcher's own handler, which would wait for itself.
-        """
-        home = self._latest
-        if home is None or home.loop is not get_running_loop():
-            home = self._home()
-        if serving.get() is not None and self._is_own_worker(home):
-            raise self._own_worker()
-        future = home.put(args, kwargs)
-        try:
-            return await future
-        except (asyncio.CancelledError, GeneratorExit):
-            future.cancel()
-            raise
-        finally:
-            del future  # the traceback refers to this frame: no cycle through it
-
-    aubatch = ubatch
-
-    @overload
-    def submit(self, item: T, /, *args: Any, **kwargs: Any) -> asyncio.Future[U]: ...
-    @overload
-    def submit(self, /, **kwargs: Any) -> asyncio.Future[U]: ...
-    def submit(self, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
-        """Hand over one item; not a coroutine. Also for the batcher's own handler.
-
-        Returns:
-            A future of the running loop. Its `cancel` drops the item if no batch has it yet.
-
-        Raises:
-            Stopped: the batcher was stopped.
-            TypeError: the arguments do not fit the handler.
-        """
-        return self._home().put(args, kwargs)
-
-    async def map(self, items: Iterable[T], /, *more: Iterable[Any]) -> list[U]:
-        """Hand over many items and wait for all of them. Cancelling drops those that no batch has yet.
-
-        Args:
-            items: one for each call.
-            more: further arguments, zipped with the items, for handlers with several.
-
-        Returns:
-            The results, in order.
-
-        Raises:
-            Exception: the first of the items' errors, in order, after all items are done. Arguments that do not
-                fit raise before any item is accepted. Otherwise as `ubatch`.
-        """
-        home = self._home()
-        if self._is_own_worker(home):
-            raise self._own_worker()
-        futures = home.put_all(zip(items, *more, strict=False))
-        try:
-            return await outcomes_of(futures)
-        except BaseException:
-            while futures:
-                futures.pop().cancel()
-            raise
-        finally:
-            del futures  # the traceback refers to this frame: no cycle through it
-
-    amap = map
-
-    def stream(self, items: Iterable[T] | AsyncIterable[T], /, *, ahead: int | None = None) -> AsyncIterator[U]:
-        """Results in the order of the items, as they come: `async for result in batcher.stream(items)`.
-
-        Args:
-            items: any iterable, also an endless or an asynchronous one: it is read as far as is needed.
-            ahead: how many items may be in flight, at least 1; by default a batch for each worker and one more.
-
-        Yields:
-            One result for each item. The first item that fails ends the stream with its error, and drops those
-            behind it that no batch has yet; so does leaving the loop, once the stream is closed.
-
-        Raises:
-            As `ubatch`, when the item's turn comes.
-        """
-        ahead = checked_ahead(ahead, self._job.max_size * (self._job.workers + 1))
-        return astream(self._submit_and_wait, items, ahead)
-
-    astream = stream
-
-    def _submit_and_wait(self, item: T) -> asyncio.Future[U]:
-        """`submit` for who is about to wait."""
-        home = self._home()
-        if self._is_own_worker(home):
-            raise self._own_worker()
-        return home.put((item,), {})
 
     # -- looking at it ------------------------------------------------------------------------------------
 
@@ -319,8 +238,7 @@ class UBatch(Generic[T, U]):
 
     @max_size.setter
     def max_size(self, max_size: int) -> None:
-        self._job.max_size = checked_max_size(max_size)
-        self._tell(Home.reconsider)
+        self.reconfigure(max_size=max_size)
 
     @property
     def timeout(self) -> float | None:
@@ -329,10 +247,63 @@ class UBatch(Generic[T, U]):
 
     @timeout.setter
     def timeout(self, timeout: float | None) -> None:
-        self._job.timeout = checked_timeout(timeout)
-        for home in list(self._homes.values()):
-            home.policy = policy_for(self._job.timeout, self._job.workers)
+        self.reconfigure(timeout=timeout)
+
+    @property
+    def max_queue(self) -> int | None:
+        """The largest number of items that wait, in each loop; `None` for no limit. May be set at any time."""
+        return self._job.rules.max_queue
+
+    @max_queue.setter
+    def max_queue(self, max_queue: int | None) -> None:
+        self.reconfigure(max_queue=max_queue)
+
+    @property
+    def workers(self) -> int:
+        """The number of batches that may be in flight at once, in each loop. May be set at any time."""
+        return self._job.workers
+
+    @workers.setter
+    def workers(self, workers: int) -> None:
+        self.reconfigure(workers=workers)
+
+    def reconfigure(
+        self,
+        *,
+        max_size: int = UNSET,
+        timeout: float | None = UNSET,
+        max_queue: int | None = UNSET,
+        workers: int = UNSET,
+    ) -> None:
+        """Change options while batches run, all or none; what is not given stays. Nothing is lost.
+
+        Args:
+            max_size, timeout, workers: see the class; take effect at the next cut.
+            max_queue: see the class; takes effect with the next item. Items that are queued stay so.
+
+        Raises:
+            TypeError, ValueError: an argument is not as described; the message has its value.
+        """
+        job = self._job
+        changes = {
+            "max_size": max_size if max_size is UNSET else checked_max_size(max_size),
+            "timeout": timeout if timeout is UNSET else checked_timeout(timeout),
+            "workers": workers if workers is UNSET else checked_workers(workers),
+        }
+        bound = UNSET if max_queue is UNSET else checked_max_queue(max_queue)
+        for name, value in changes.items():
+            if value is not UNSET:
+                setattr(job, name, value)
+        if bound is not UNSET:
+            begins, job.rules.max_queue = job.rules.max_queue is None, bound
+            self._tell(Home.make_room, begins)
+        if timeout is not UNSET or workers is not UNSET:
+            self._tell(Home.renew_policy)
         self._tell(Home.reconsider)
+
+    @property
+    def _batcher(self: Self) -> Self:
+        return self
 
     def __del__(self) -> None:
         job = getattr(self, "_job", None)
@@ -443,6 +414,16 @@ class _Faces(Generic[F_co]):
 
     astream = stream
 
+    def options(
+        self: _Faces[AnyHandler[T, U]],
+        *,
+        priority: float | None = None,
+        deadline: float | None = None,
+        key: Hashable = UNSET,
+    ) -> View[T, U]:
+        """The faces, with options for the calls that are made through them; see `ubatch.UBatch.options`."""
+        return self.batcher.options(priority=priority, deadline=deadline, key=key)
+
 
 class BatchedMethod(Bound, _Faces[F_co]):
     """What `ubatch_decorator` makes of a method, bound."""
@@ -496,16 +477,39 @@ class _DynamicCall(_Faces["AnyHandler[T, U]"], Generic[T, U]):
 
     __slots__ = ()
 
+    if TYPE_CHECKING:
+        _threshold: int | None
+
     @overload
     async def __call__(self, item: list[T], /) -> list[U]: ...
     @overload
     async def __call__(self, item: T, /) -> U: ...
     async def __call__(self, item: Any, /) -> Any:
         """The result of one item; of a list, the list of its items' results, in order."""
-        batcher = self.batcher
-        return await (batcher.map(item) if isinstance(item, list) else batcher.ubatch(item))
+        return await (for_many(self, item).map(item) if isinstance(item, list) else self.batcher.ubatch(item))
 
     acall = __call__
+
+    def options(  # type: ignore[override]
+        self, *, priority: float | None = None, deadline: float | None = None, key: Hashable = UNSET
+    ) -> DynamicView[T, U]:
+        """The call and the faces, with options for the calls that are made so; see `ubatch.UBatch.options`."""
+        return DynamicView(self.batcher.options(priority=priority, deadline=deadline, key=key), self._threshold)
+
+
+class DynamicView(_DynamicCall[T, U]):
+    """Calls that are batched, with options."""
+
+    __slots__ = ("_threshold", "_view")
+
+    def __init__(self, view: Any, threshold: int | None) -> None:
+        self._view = view
+        self._threshold = threshold
+
+    @property
+    def batcher(self) -> Any:
+        """The batcher, with the options."""
+        return self._view
 
 
 class DynamicMethod(Bound, _DynamicCall[T, U]):
@@ -541,11 +545,9 @@ if TYPE_CHECKING:
 def ubatch_decorator(function: F, /) -> BatchedFunction[F]: ...
 @overload
 def ubatch_decorator(
-    max_size: int = 64, timeout: float | None = None, *, name: str | None = None, workers: int = 1
+    max_size: int = 64, timeout: float | None = None, **options: Unpack[LoopOptions]
 ) -> Callable[[F], BatchedFunction[F]]: ...
-def ubatch_decorator(
-    max_size: Any = 64, timeout: float | None = None, *, name: str | None = None, workers: int = 1
-) -> Any:
+def ubatch_decorator(max_size: Any = 64, timeout: float | None = None, **options: Any) -> Any:
     """Give a batch function the faces of a batcher: `await f.ubatch(x)`, `f.submit(x)`, `await f.map(xs)`.
 
     As `ubatch.ubatch_decorator`, for coroutine functions and on event loops: `await f(xs)` stays the plain,
@@ -554,14 +556,12 @@ def ubatch_decorator(
     Args:
         max_size: the largest batch, in items.
         timeout: the longest hold, in seconds; see `UBatch`.
-        name: the batcher's name; by default the function's.
-        workers: batches in flight at once, in each loop.
+        options: as of `UBatch`, all but the handler. `name` is by default the function's.
 
     Raises:
         TypeError, ValueError: an option is not as described, or the function is not callable.
     """
-    options = {"timeout": timeout, "name": name, "workers": workers}
-    return decorate(BatchedFunction, max_size, options, sys._getframe(1))
+    return decorate(BatchedFunction, max_size, {"timeout": timeout, **options}, sys._getframe(1))
 
 
 @overload
@@ -570,13 +570,19 @@ def dynamically(function: AnyHandler[T, U], /) -> DynamicFunction[T, U]: ...
 def dynamically(function: AnyMethod[T, U], /) -> DynamicFunction[T, U]: ...
 @overload
 def dynamically(
-    max_size: int = 64, timeout: float | None = None, *, name: str | None = None, workers: int = 1
+    max_size: int = 64,
+    timeout: float | None = None,
+    *,
+    small_batch_threshold: int | None = None,
+    **options: Unpack[LoopOptions],
 ) -> DynamicDecorator: ...
-def dynamically(max_size: Any = 64, timeout: float | None = None, *, name: str | None = None, workers: int = 1) -> Any:
+def dynamically(
+    max_size: Any = 64, timeout: float | None = None, *, small_batch_threshold: int | None = None, **options: Any
+) -> Any:
     """Batch the calls of a batch function themselves: `await f(x)` gives one result, `await f([x, y])` a list.
 
     As `ubatch.dynamically`, for coroutine functions (or plain ones, in a thread) and on event loops. Arguments and
     errors: as with `ubatch_decorator`.
     """
-    options = {"timeout": timeout, "name": name, "workers": workers}
-    return decorate(DynamicFunction, max_size, options, sys._getframe(1))
+    options = {"timeout": timeout, **options}
+    return decorate(DynamicFunction, max_size, options, sys._getframe(1), small_batch_threshold)

@@ -1,28 +1,37 @@
-"""`UBatch`: the batcher that users hold, and its four ways to be called.
+"""`UBatch`: the batcher that users hold. Its options, its handler, starting and stopping it, looking at it.
 
-Everything that happens between threads is in `_driver`; this file checks arguments and waits.
+Everything that happens between threads is in `_driver`, the ways to call it are in `_faces`.
 """
 
 from __future__ import annotations
 
-from . import _native
+import sys
+
 from ._binding import Binder, is_coroutine_function
+from ._ceiling import Ceiling
 from ._driver import Driver
-from ._native import get_ident
-from ._options import checked_max_size, checked_name, checked_timeout, policy_for
-from ._streams import astream, checked_ahead, stream
-from ._typing import Generic, TypeVar, overload
-from ._waiters import BlockingTicket, HubTicket, LoopTicket, ThreadTicket, outcomes_of
+from ._faces import Faces, View
+from ._options import (
+    checked_isolate,
+    checked_max_queue,
+    checked_max_size,
+    checked_name,
+    checked_timeout,
+    policy_for,
+    rules_for,
+)
+from ._terms import UNSET
+from ._typing import TypeVar
+from ._waiters import LoopTicket
 from .errors import HandlerAlreadySet, HandlerNotSet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
-    from concurrent.futures import Future
+    from collections.abc import Callable, Hashable
     from types import TracebackType
     from typing import Any
 
+    from ._terms import Asked
     from ._typing import Handler
     from .stats import Stats
 
@@ -32,7 +41,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-class UBatch(Driver, Generic[T, U]):
+class UBatch(Driver, Faces[T, U]):
     """Gathers the items of many callers and gives them to a batch handler in one call.
 
     Threads, greenlets and coroutines each call with one item of type `T` and get their own result, of type
@@ -51,6 +60,24 @@ class UBatch(Driver, Generic[T, U]):
             call it gets one list for each. With `handler` given here the batcher starts by itself with its
             first item; otherwise items wait for `set_handler` and `start`.
         name: shown in errors, in `repr` and as the name of the thread; by default the handler's name.
+        key: `key(item)`, called with a call's own arguments, in the caller; items whose keys differ share no batch.
+            A key that has waited longer goes first; of keys that always have items each is served in its turn.
+        weight: `weight(item)`, likewise: a number of at least 0.
+        max_weight: the largest batch by the sum of its items' weights. An item that weighs more runs alone.
+        padded: a batch weighs its number of items times the heaviest of them, as if each were padded to it; items
+            of like weight go together where that saves padding. Each batch has the item that came first.
+        max_queue: the largest number of items that wait for a worker; `None` for no limit.
+        overflow: what becomes of those beyond: "reject" raises `QueueFull`, also for all of a `map` of which some
+            are beyond; "block" waits for room, in the order of arrival.
+        deadline: seconds from its arrival in which an item must have its result; then its caller gets
+            `DeadlineExceeded`, also while its batch runs. If it still waits, the handler never sees it. A batch leaves
+            early if waiting for companions would break a deadline. `None` for none.
+        aging: seconds in which a waiting item gains one level of priority; see `options`. May be infinite.
+        isolate: whether a batch is split whose handler raises, so that one bad item does not fail the others: the
+            handler is called again with its halves, with theirs, and so on. Only for handlers to which it does no
+            harm to see an item again. One bad item among n costs 2·log2(n) calls more; once 8·log2(n) calls have
+            failed, the items not yet known to be good fail. A batch that runs out of memory (of the GPU, too) is
+            split likewise, and those after it are kept as small as its parts that went through, for a time.
 
     Raises:
         TypeError, ValueError: an argument is not as described; the message has its value.
@@ -63,16 +90,27 @@ class UBatch(Driver, Generic[T, U]):
         *,
         handler: Handler[T, U] | None = None,
         name: str | None = None,
+        key: Callable[..., Hashable] | None = None,
+        weight: Callable[..., float] | None = None,
+        max_weight: float | None = None,
+        padded: bool = False,
+        max_queue: int | None = None,
+        overflow: str = "reject",
+        deadline: float | None = None,
+        aging: float = 1.0,
+        isolate: bool = False,
     ) -> None:
         from ._future import FutureTicket  # not in submit(), which a signal handler or a __del__ may call at any time
 
         self._future = FutureTicket
         self._given_name = checked_name(name)
         self._timeout = checked_timeout(timeout)
-        super().__init__(name or "ubatch", checked_max_size(max_size), policy_for(self._timeout))
+        rules = rules_for(key, weight, max_weight, padded, max_queue, overflow, deadline, aging)
+        ceiling = Ceiling() if checked_isolate(isolate) else None
+        super().__init__(name or "ubatch", checked_max_size(max_size), policy_for(self._timeout), rules, ceiling)
         if handler is not None:
-            self.set_handler(handler)
             self._started = True
+            self.set_handler(handler)
 
     # -- the handler, starting, stopping ------------------------------------------------------------------
 
@@ -96,6 +134,7 @@ class UBatch(Driver, Generic[T, U]):
         if self._given_name is None:
             self._name = getattr(handler, "__qualname__", None) or type(handler).__qualname__
         self._handler = handler
+        self._simplify()
 
     def start(self: Self) -> Self:
         """Let the worker run, now and again after `stop`. Does nothing if it may run already.
@@ -110,7 +149,8 @@ class UBatch(Driver, Generic[T, U]):
             raise HandlerNotSet(self._name)
         self._started = True
         self._closed = False
-        if self._schedule.queue:
+        self._simplify()
+        if self._schedule:
             self._call_worker()
         return self
 
@@ -159,172 +199,6 @@ class UBatch(Driver, Generic[T, U]):
         """Stop, after what is queued has run."""
         self.stop()
 
-    # -- the four faces -----------------------------------------------------------------------------------
-
-    @overload
-    def ubatch(self, item: T, /, *args: Any, **kwargs: Any) -> U: ...
-    @overload
-    def ubatch(self, /, **kwargs: Any) -> U: ...
-    def ubatch(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Hand over one item and wait for its result.
-
-        A greenlet lets others run meanwhile. If the wait is interrupted (`KeyboardInterrupt`,
-        `gevent.Timeout`, a killed greenlet), the item is dropped unless a batch has it already.
-
-        Args:
-            args: usually one, the item; several, or keywords, are bound by the handler's signature.
-
-        Returns:
-            This item's result.
-
-        Raises:
-            TypeError: the call does not fit the handler.
-            Stopped: the batcher is stopped, or gave the item up.
-            RuntimeError: called by the batcher's own worker, which could never answer. `submit` may be.
-            WorkerDied: the worker is gone, or none can be started.
-            BadBatchOutputSize, HandlerFailed: see there.
-            Exception: what the handler raised, an equal object for each caller.
-        """
-        thread = get_ident()
-        if thread == self._seat.thread:
-            raise self._own_worker()
-        hub = _native.current_hub()
-        ticket: BlockingTicket
-        ticket = ThreadTicket(args, kwargs, thread) if hub is None else HubTicket(args, kwargs, hub)
-        try:
-            self._put(ticket)
-            ticket.wait()
-        except BaseException:
-            self._leave([ticket])
-            raise
-        return ticket.result()
-
-    @overload
-    def submit(self, item: T, /, *args: Any, **kwargs: Any) -> Future[U]: ...
-    @overload
-    def submit(self, /, **kwargs: Any) -> Future[U]: ...
-    def submit(self, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Hand over one item and return at once.
-
-        Args:
-            args: as for `ubatch`.
-
-        Returns:
-            A future of the result. `cancel()` drops the item unless a batch has it already.
-
-        Raises:
-            TypeError, Stopped, WorkerDied: as `ubatch`; whatever else goes wrong is in the future.
-        """
-        ticket = self._future(args, kwargs, self._schedule)
-        self._put(ticket)
-        return ticket
-
-    @overload
-    async def aubatch(self, item: T, /, *args: Any, **kwargs: Any) -> U: ...
-    @overload
-    async def aubatch(self, /, **kwargs: Any) -> U: ...
-    async def aubatch(self, /, *args: Any, **kwargs: Any) -> Any:
-        """`ubatch` for coroutines of an asyncio event loop (uvloop too). Cancelling drops the item if it can."""
-        import asyncio
-
-        if get_ident() == self._seat.thread:
-            raise self._own_worker()
-        ticket = LoopTicket(args, kwargs, asyncio.get_running_loop())
-        try:
-            self._put(ticket)
-            return await ticket.future
-        except BaseException:  # cancelled, for one; if it has an outcome, leaving does no harm
-            self._leave([ticket])
-            raise
-        finally:
-            del ticket  # the traceback refers to this frame: no cycle through it
-
-    def map(self, items: Iterable[T], /, *more: Iterable[Any]) -> list[U]:
-        """Hand over many items and wait for all of them.
-
-        Args:
-            items: one for each call.
-            more: further arguments, zipped with the items, for handlers with several.
-
-        Returns:
-            The results, in order.
-
-        Raises:
-            Exception: the first of the items' errors, in order, after all items are done. Arguments that do
-                not fit raise before any item is accepted. Otherwise as `ubatch`.
-        """
-        if get_ident() == self._seat.thread:
-            raise self._own_worker()
-        hub = _native.current_hub()
-        tickets: list[BlockingTicket] = [
-            ThreadTicket(args, {}, 0) if hub is None else HubTicket(args, {}, hub)
-            for args in zip(items, *more, strict=False)
-        ]
-        try:
-            self._put_all(tickets)
-            for ticket in tickets:
-                ticket.wait()
-        except BaseException:
-            self._leave(tickets)
-            raise
-        for ticket in tickets:
-            if isinstance(ticket.outcome, BaseException):
-                ticket.result()
-        return [ticket.outcome for ticket in tickets]
-
-    async def amap(self, items: Iterable[T], /, *more: Iterable[Any]) -> list[U]:
-        """`map` for coroutines. Cancelling drops the items that no batch has yet."""
-        import asyncio
-
-        if get_ident() == self._seat.thread:
-            raise self._own_worker()
-        loop = asyncio.get_running_loop()
-        tickets = [LoopTicket(args, {}, loop) for args in zip(items, *more, strict=False)]
-        try:
-            self._put_all(tickets)
-            return await outcomes_of([ticket.future for ticket in tickets])
-        except BaseException:
-            self._leave(tickets)
-            raise
-        finally:
-            del tickets  # the traceback refers to this frame: no cycle through it
-
-    def stream(self, items: Iterable[T], /, *, ahead: int | None = None) -> Iterator[U]:
-        """Results in the order of the items, as they come: `for result in batcher.stream(items)`.
-
-        Args:
-            items: any iterable, also an endless one: it is read as far as is needed, by whoever asks for results.
-            ahead: how many items may be in flight, at least 1; by default two batches.
-
-        Returns:
-            An iterator of one result for each item. The first item that fails ends it with its error, and drops
-            those behind it that no batch has yet; so does closing the iterator.
-
-        Raises:
-            TypeError, ValueError: `ahead` is not as described.
-            Exception: as `ubatch`, when the item's turn comes.
-        """
-        ahead = checked_ahead(ahead, 2 * self._max_size)
-        if get_ident() == self._seat.thread:
-            raise self._own_worker()
-        return stream(self.submit, items, ahead)
-
-    def astream(self, items: Iterable[T] | AsyncIterable[T], /, *, ahead: int | None = None) -> AsyncIterator[U]:
-        """`stream` for coroutines: `async for result in batcher.astream(items)`; `items` may be asynchronous."""
-        ahead = checked_ahead(ahead, 2 * self._max_size)
-        if get_ident() == self._seat.thread:
-            raise self._own_worker()
-        return astream(self._asubmit, items, ahead)
-
-    def _asubmit(self, item: T) -> asyncio.Future[U]:
-        """Hand over an item; a future of the running loop, whose `cancel` drops the item if it can."""
-        import asyncio
-
-        ticket = LoopTicket((item,), {}, asyncio.get_running_loop())
-        self._put(ticket)
-        ticket.future.add_done_callback(lambda future: self._leave([ticket]) if future.cancelled() else None)
-        return ticket.future
-
     # -- looking at it ------------------------------------------------------------------------------------
 
     @property
@@ -349,8 +223,7 @@ class UBatch(Driver, Generic[T, U]):
 
     @max_size.setter
     def max_size(self, max_size: int) -> None:
-        self._max_size = checked_max_size(max_size)
-        self._reconsider()
+        self.reconfigure(max_size=max_size)
 
     @property
     def timeout(self) -> float | None:
@@ -359,9 +232,58 @@ class UBatch(Driver, Generic[T, U]):
 
     @timeout.setter
     def timeout(self, timeout: float | None) -> None:
-        self._timeout = checked_timeout(timeout)
-        self._policy = policy_for(self._timeout)
+        self.reconfigure(timeout=timeout)
+
+    @property
+    def max_queue(self) -> int | None:
+        """The largest number of items that wait; `None` for no limit. May be set at any time."""
+        return self._rules.max_queue
+
+    @max_queue.setter
+    def max_queue(self, max_queue: int | None) -> None:
+        self.reconfigure(max_queue=max_queue)
+
+    def reconfigure(
+        self, *, max_size: int = UNSET, timeout: float | None = UNSET, max_queue: int | None = UNSET
+    ) -> None:
+        """Change options while the batcher runs, all or none; what is not given stays. Nothing is lost.
+
+        Args:
+            max_size, timeout: see the class; take effect at the next cut.
+            max_queue: see the class; takes effect with the next item. Items that are queued stay so.
+
+        Raises:
+            TypeError, ValueError: an argument is not as described; the message has its value.
+        """
+        changes = {
+            "_max_size": max_size if max_size is UNSET else checked_max_size(max_size),
+            "_timeout": timeout if timeout is UNSET else checked_timeout(timeout),
+        }
+        bound = UNSET if max_queue is UNSET else checked_max_queue(max_queue)
+        if bound is not UNSET:
+            begins, self._rules.max_queue = self._rules.max_queue is None, bound
+            if bound is not None or self._schedule.special:
+                lanes = self._specialise()
+                if begins:
+                    with self._sorting:
+                        lanes.admission.begin(lanes.next(sys.maxsize))
+                self._let_in(lanes)
+        for name, value in changes.items():
+            if value is not UNSET:
+                setattr(self, name, value)
+        if timeout is not UNSET:
+            self._policy = policy_for(self._timeout)
+            if self._schedule.special:
+                self._policy.observe()
         self._reconsider()
+
+    @property
+    def _batcher(self: Self) -> Self:
+        return self
+
+    @property
+    def _asked(self) -> Asked:
+        return View(self, 0, self._rules.deadline, UNSET)
 
     def __repr__(self) -> str:
         state = "stopped" if self._closed else "running" if self._started else "waiting for start()"

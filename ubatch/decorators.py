@@ -23,16 +23,19 @@ import types
 
 from . import _native
 from ._binding import is_coroutine_function
+from ._options import checked_threshold
+from ._terms import UNSET
 from ._typing import Generic, ParamSpec, TypeVar, overload
 from .core import UBatch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Hashable, Iterable, Iterator
     from concurrent.futures import Future
     from typing import Any, Concatenate
 
-    from ._typing import Face, Handler, Method
+    from ._faces import View
+    from ._typing import Face, Handler, Method, Options, Unpack
     from .stats import Stats
 
 P = ParamSpec("P")
@@ -51,9 +54,9 @@ _making = _native.reentrant_lock()  # guards the making of batchers
 def ubatch_decorator(function: F, /) -> BatchedFunction[F]: ...  # checkers look through classmethod, staticmethod
 @overload
 def ubatch_decorator(
-    max_size: int = 64, timeout: float | None = None, *, name: str | None = None
+    max_size: int = 64, timeout: float | None = None, **options: Unpack[Options]
 ) -> Callable[[F], BatchedFunction[F]]: ...
-def ubatch_decorator(max_size: Any = 64, timeout: float | None = None, *, name: str | None = None) -> Any:
+def ubatch_decorator(max_size: Any = 64, timeout: float | None = None, **options: Any) -> Any:
     """Give a batch function the faces of a batcher: `f.ubatch(x)`, `f.submit(x)`, `await f.aubatch(x)`, `f.map(xs)`.
 
     Used bare, `@ubatch_decorator`, or with options, `@ubatch_decorator(max_size=5, timeout=0.01)`. `f(...)` itself
@@ -65,14 +68,14 @@ def ubatch_decorator(max_size: Any = 64, timeout: float | None = None, *, name: 
     Args:
         max_size: the largest batch, in items.
         timeout: the longest hold, in seconds; see `UBatch`.
-        name: the batcher's name; by default the function's.
+        options: as of `UBatch`, all but the handler. `name` is by default the function's.
 
     Raises:
         TypeError, ValueError: an option is not as described, or the function is not a plain one (a coroutine
             function is for `ubatch.aio`). Also, when the class is made, for `@classmethod` outside the decorator
             (Python before 3.12 wraps it in a `RuntimeError`).
     """
-    return decorate(BatchedFunction, max_size, {"timeout": timeout, "name": name}, sys._getframe(1))
+    return decorate(BatchedFunction, max_size, {"timeout": timeout, **options}, sys._getframe(1))
 
 
 @overload
@@ -80,17 +83,30 @@ def dynamically(function: Handler[T, U], /) -> DynamicFunction[T, U]: ...
 @overload
 def dynamically(function: Method[T, U], /) -> DynamicFunction[T, U]: ...
 @overload
-def dynamically(max_size: int = 64, timeout: float | None = None, *, name: str | None = None) -> DynamicDecorator: ...
-def dynamically(max_size: Any = 64, timeout: float | None = None, *, name: str | None = None) -> Any:
+def dynamically(
+    max_size: int = 64,
+    timeout: float | None = None,
+    *,
+    small_batch_threshold: int | None = None,
+    **options: Unpack[Options],
+) -> DynamicDecorator: ...
+def dynamically(
+    max_size: Any = 64, timeout: float | None = None, *, small_batch_threshold: int | None = None, **options: Any
+) -> Any:
     """Batch the calls of a batch function themselves: `f(x)` gives one result, `f([x, y])` a list of them.
 
     Used bare, `@dynamically`, or with options, `@dynamically(max_size=5, timeout=0.01)`. A call takes exactly one
     positional argument; a `list` means many items (one that is itself a list goes through `f.ubatch`), which are
     spread over as many batches as it takes; their results come back in order. `await f.acall(...)` is the same for
     coroutines. The faces of `ubatch_decorator` are there too; the plain function is `f.__wrapped__`. Arguments,
-    errors, methods, pickling: as with `ubatch_decorator`.
+    errors, methods, pickling: as with `ubatch_decorator`; and
+
+    Args:
+        small_batch_threshold: a call with more items than this is one level of priority less urgent than others, so
+            that single calls need not wait for all of it; `None` for no difference.
     """
-    return decorate(DynamicFunction, max_size, {"timeout": timeout, "name": name}, sys._getframe(1))
+    options = {"timeout": timeout, **options}
+    return decorate(DynamicFunction, max_size, options, sys._getframe(1), small_batch_threshold)
 
 
 if TYPE_CHECKING:
@@ -105,7 +121,13 @@ if TYPE_CHECKING:
         def __call__(self, function: Method[T, U], /) -> DynamicFunction[T, U]: ...
 
 
-def decorate(family: type[Decorated], first: Any, options: dict[str, Any], frame: types.FrameType) -> Any:
+def decorate(
+    family: type[Decorated],
+    first: Any,
+    options: dict[str, Any],
+    frame: types.FrameType,
+    threshold: int | None = None,
+) -> Any:
     """What a decorator returns that was called with `first`.
 
     Args:
@@ -113,30 +135,37 @@ def decorate(family: type[Decorated], first: Any, options: dict[str, Any], frame
         first: the decorator's first argument: the function to decorate, or `max_size`.
         options: the batcher's other options.
         frame: where the decorator was called.
+        threshold: see `dynamically`.
 
     Raises:
         TypeError, ValueError: an option is not as it must be, or the function is not one that can be decorated.
     """
+    if "handler" in options:
+        raise TypeError(f"{family.decorator} takes no handler: the function is the handler, not {options['handler']!r}")
     bare = callable(first) or isinstance(first, (classmethod, staticmethod))
     if not bare:
         options["max_size"] = first
     family.batcher_type(**options)  # a wrong option is told here, where it stands
+    threshold = checked_threshold(threshold)
     if bare:
-        return _decorate(family, first, options, frame)
+        return _decorate(family, first, options, frame, threshold)
 
     def decorator(function: Any) -> Any:
-        return _decorate(family, function, options, sys._getframe(1))
+        return _decorate(family, function, options, sys._getframe(1), threshold)
 
     return decorator
 
 
-def _decorate(family: type[Decorated], given: Any, options: dict[str, Any], frame: types.FrameType) -> Decorated:
+def _decorate(
+    family: type[Decorated], given: Any, options: dict[str, Any], frame: types.FrameType, threshold: int | None
+) -> Decorated:
     function = given.__func__ if isinstance(given, (classmethod, staticmethod)) else given
     if not callable(function):
         raise TypeError(f"{family.decorator} decorates functions, not {function!r}")
     if is_coroutine_function(function) and family.batcher_type is UBatch:
         raise TypeError(f"{function!r} is a coroutine function, which is for ubatch.aio, not for a thread")
     decorated = family(function, options, type(given))
+    decorated._threshold = threshold
     if "__module__" in frame.f_locals and "__qualname__" in frame.f_locals:  # a class body
         _OrderCheck.put(decorated, frame.f_locals)
     return decorated
@@ -149,6 +178,7 @@ class Decorated:
     bound_type: type[Bound]
     decorator = "ubatch_decorator"
     __wrapped__: Callable[..., Any]
+    _threshold: int | None
 
     def __init__(self: Any, function: Callable[..., Any], options: dict[str, Any], kind: type) -> None:
         functools.update_wrapper(self, function)
@@ -311,6 +341,16 @@ class _Faces(Generic[F_co]):
         """`stream` for coroutines; see `UBatch.astream`."""
         return self.batcher.astream(items, ahead=ahead)
 
+    def options(
+        self: _Faces[Handler[T, U]],
+        *,
+        priority: float | None = None,
+        deadline: float | None = None,
+        key: Hashable = UNSET,
+    ) -> View[T, U]:
+        """The faces, with options for the calls that are made through them; see `UBatch.options`."""
+        return self.batcher.options(priority=priority, deadline=deadline, key=key)
+
 
 class BatchedMethod(Bound, _Faces[F_co]):
     """What `ubatch_decorator` makes of a method, bound."""
@@ -363,14 +403,16 @@ class _DynamicCall(_Faces["Handler[T, U]"], Generic[T, U]):
 
     __slots__ = ()
 
+    if TYPE_CHECKING:
+        _threshold: int | None
+
     @overload
     def __call__(self, item: list[T], /) -> list[U]: ...
     @overload
     def __call__(self, item: T, /) -> U: ...
     def __call__(self, item: Any, /) -> Any:
         """The result of one item; of a list, the list of its items' results, in order."""
-        batcher = self.batcher
-        return batcher.map(item) if isinstance(item, list) else batcher.ubatch(item)
+        return for_many(self, item).map(item) if isinstance(item, list) else self.batcher.ubatch(item)
 
     @overload
     async def acall(self, item: list[T], /) -> list[U]: ...
@@ -378,8 +420,36 @@ class _DynamicCall(_Faces["Handler[T, U]"], Generic[T, U]):
     async def acall(self, item: T, /) -> U: ...
     async def acall(self, item: Any, /) -> Any:
         """The call for coroutines."""
-        batcher = self.batcher
-        return await (batcher.amap(item) if isinstance(item, list) else batcher.aubatch(item))
+        return await (for_many(self, item).amap(item) if isinstance(item, list) else self.batcher.aubatch(item))
+
+    def options(  # type: ignore[override]
+        self, *, priority: float | None = None, deadline: float | None = None, key: Hashable = UNSET
+    ) -> DynamicView[T, U]:
+        """The call and the faces, with options for the calls that are made so; see `UBatch.options`."""
+        return DynamicView(self.batcher.options(priority=priority, deadline=deadline, key=key), self._threshold)
+
+
+def for_many(call: Any, items: list[Any]) -> Any:
+    """The batcher of a call with many items: less urgent if there are more than the call's threshold."""
+    batcher, threshold = call.batcher, call._threshold
+    if threshold is None or len(items) <= threshold:
+        return batcher
+    return batcher.options(priority=getattr(batcher, "priority", 0) + 1)
+
+
+class DynamicView(_DynamicCall[T, U]):
+    """Calls that are batched, with options."""
+
+    __slots__ = ("_threshold", "_view")
+
+    def __init__(self, view: Any, threshold: int | None) -> None:
+        self._view = view
+        self._threshold = threshold
+
+    @property
+    def batcher(self) -> Any:
+        """The batcher, with the options."""
+        return self._view
 
 
 class DynamicMethod(Bound, _DynamicCall[T, U]):

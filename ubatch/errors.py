@@ -5,12 +5,15 @@ catch. Messages are built inside the classes from their arguments, and the argum
 exception pickles, copies and unpickles to an equal one.
 
 What the caller did wrong in a single call (a wrong type, a call that does not fit the handler's signature)
-is a plain `TypeError` or `ValueError`, as everywhere in Python.
+is a plain `TypeError` or `ValueError`, as everywhere in Python. What is no error, but surely no intention either, is
+a warning.
 """
 
 from __future__ import annotations
 
 import queue
+import sys
+import warnings
 
 
 class UBatchError(Exception):
@@ -143,3 +146,11 @@ class WorkerDied(UBatchError, RuntimeError):
 
     def __str__(self) -> str:
         return f"the worker of batcher {self.name!r} died: {self.reason}"
+
+
+def warn_caller(message: str) -> None:
+    """Give a `RuntimeWarning` about the line that called ubatch."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__package__") == __package__:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, RuntimeWarning, stacklevel=level)

@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-REASONS = ("full", "window", "gathered", "burst", "idle", "drained")
+REASONS = ("full", "window", "gathered", "burst", "deadline", "idle", "drained")
 """Why batches leave."""
 
 
@@ -21,7 +21,19 @@ class Stats:
     they can differ by those that moved meanwhile.
     """
 
-    __slots__ = ("a", "c", "cancelled", "dropped", "errors", "items", "queued", "running", *REASONS)
+    __slots__ = (
+        "a",
+        "c",
+        "cancelled",
+        "dropped",
+        "errors",
+        "expired",
+        "items",
+        "queued",
+        "rejected",
+        "running",
+        *REASONS,
+    )
 
     queued: int
     """Items that wait for a worker."""
@@ -33,23 +45,29 @@ class Stats:
     """Items given to the handler whose callers got an exception."""
     cancelled: int
     """Items that their callers left before a worker took them; the handler never saw them."""
+    expired: int
+    """Items whose deadline passed before a worker took them; the handler never saw them."""
+    rejected: int
+    """Items that were not accepted, as the queue was full."""
     dropped: int
     """Items given up by `stop()` or with a dead worker before the handler saw them."""
 
     full: int
-    """Batches that left because `max_size` items were there."""
+    """Batches that left because `max_size` items were there, or as many as memory is known to bear (`isolate`)."""
     window: int
     """Batches that left because the time to wait was over."""
     gathered: int
     """Batches that left because those had come that were waited for."""
     burst: int
     """Batches that left because a burst of items had come to its end."""
+    deadline: int
+    """Batches that left because of an item's deadline."""
     idle: int
     """Batches that left at once, as a worker was free and there was nothing to wait for."""
     drained: int
     """Batches that left because the batcher was stopped."""
     a: float
-    """What a batch costs however small it is, in seconds, as learned; 0.0 while unknown, and with a `timeout`."""
+    """What a batch costs however small it is, in seconds, as learned; 0.0 while unknown, and with a `timeout` alone."""
     c: float
     """What each item of a batch adds, in seconds, as learned; 0.0 as above."""
 
@@ -61,13 +79,13 @@ class Stats:
 
     @property
     def batches(self) -> int:
-        """Batches given to the handler, running ones included."""
+        """Batches given to the handler, running ones included. One that was split, or took several calls, is one."""
         return sum(getattr(self, reason) for reason in REASONS)
 
     @property
     def submitted(self) -> int:
         """Items accepted."""
-        return self.queued + self.items + self.cancelled + self.dropped
+        return self.queued + self.items + self.cancelled + self.expired + self.dropped
 
     @property
     def mean_batch_size(self) -> float:
@@ -104,23 +122,24 @@ def _restored(values: dict[str, float]) -> Stats:
 class Counters:
     """The mutable side of `Stats`."""
 
-    __slots__ = ("cancelled", "cuts", "dropped", "errors", "items")
+    __slots__ = ("cancelled", "cuts", "dropped", "errors", "expired", "items", "rejected")
 
     def __init__(self) -> None:
         self.cuts: dict[str, int] = dict.fromkeys(REASONS, 0)
         self.cancelled = 0
         self.dropped = 0
         self.errors = 0
+        self.expired = 0
         self.items = 0
+        self.rejected = 0
 
     def add(self, other: Counters) -> None:
         """Add what others have counted."""
         for reason in REASONS:
             self.cuts[reason] += other.cuts[reason]
-        self.cancelled += other.cancelled
-        self.dropped += other.dropped
-        self.errors += other.errors
-        self.items += other.items
+        for name in self.__slots__:
+            if name != "cuts":
+                setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def snapshot(self, other: Counters, *, queued: int, running: int, a: float, c: float) -> Stats:
         """Freeze the sums of these counters and `other`, beside the present numbers and what was learned."""

@@ -33,6 +33,8 @@ class Counters:
     running: int = 0
     errors: int = 0
     cancelled: int = 0
+    expired: int = 0
+    rejected: int = 0
 
     @property
     def mean_batch_size(self) -> float:
@@ -54,6 +56,10 @@ class Published(ubatch.UBatch):  # type: ignore
 
         self.set_handler(counted)
         self.start()
+
+    def options(self, deadline: float) -> Published:
+        """It knows no deadlines."""
+        return self
 
 
 def _published(timeout: float) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 from typing import Any
 
 from flask import Flask, Response, jsonify, render_template, request
@@ -12,29 +13,52 @@ from search.index import Hit, Index, Query
 from search.question import BadQuestionError, read_question
 from ubatch import UBatch
 
+DEADLINE = 5.0
+"""Seconds within which a question is answered, or refused."""
+
+MOST_WAITING = 1024
+"""Questions that wait at most; a second's worth, about."""
+
+RETRY_AFTER = "1"
+"""Seconds after which a client that was refused may try again, as HTTP has it."""
+
 _LONGEST_SUMMARY = 200
-_COUNTERS = ("submitted", "queued", "running", "items", "batches", "errors", "cancelled", "mean_batch_size")
+_COUNTERS = (
+    "submitted",
+    "queued",
+    "running",
+    "items",
+    "batches",
+    "errors",
+    "cancelled",
+    "expired",
+    "rejected",
+    "mean_batch_size",
+)
 
 
-def create_app(index: Index, batch: UBatch[Query, list[Hit]] | None = None) -> Flask:
+def create_app(index: Index, batch: UBatch[Query, list[Hit]] | None = None, deadline: float = DEADLINE) -> Flask:
     """Makes the application.
 
     `/search` and `/search_unbatched` take `q`, the question, and `k`, how many hits (10 if left out, at
-    most 100). Every error is a JSON object with one field, `error`. `app.extensions["batch"]` is the
-    batcher.
+    most 100). Every error is a JSON object with one field, `error`. A batched question that is not answered in
+    time, or for which there is no room, is refused with 503 and `Retry-After`: under overload those that are
+    taken on are answered in time. `app.extensions["batch"]` is the batcher.
 
     Args:
         index: What is searched.
-        batch: A batcher whose handler is `index.search`; if left out, one with the default settings.
+        batch: A batcher whose handler is `index.search`; if left out, one with a bounded queue.
+        deadline: Seconds within which a batched question is answered.
     """
     app = Flask(__name__)
-    batch = UBatch(handler=index.search, name="search") if batch is None else batch
+    batch = UBatch(handler=index.search, name="search", max_queue=MOST_WAITING) if batch is None else batch
+    in_time = batch.options(deadline=deadline)
     app.extensions["batch"] = batch
 
     @app.get("/search")
     def search() -> Response:
         query = read_question(request.query_string)
-        return jsonify(answer(query, batch.ubatch(query)))
+        return jsonify(answer(query, in_time.ubatch(query)))
 
     @app.get("/search_unbatched")
     def search_unbatched() -> Response:
@@ -56,12 +80,17 @@ def create_app(index: Index, batch: UBatch[Query, list[Hit]] | None = None) -> F
         answered = None
         if request.query_string:
             query = read_question(request.query_string)
-            answered = answer(query, batch.ubatch(query))
+            answered = answer(query, in_time.ubatch(query))
         return render_template("page.html", entries=len(index.entries), answer=answered)
 
     @app.errorhandler(BadQuestionError)
     def bad_question(error: BadQuestionError) -> tuple[Response, int]:
         return jsonify(error=str(error)), error.status
+
+    @app.errorhandler(queue.Full)  # QueueFull
+    @app.errorhandler(TimeoutError)  # DeadlineExceeded
+    def overloaded(error: Exception) -> tuple[Response, int, dict[str, str]]:
+        return jsonify(error="the service is overloaded"), 503, {"Retry-After": RETRY_AFTER}
 
     @app.errorhandler(HTTPException)
     def refused(error: HTTPException) -> tuple[Response, int]:

@@ -26,7 +26,7 @@ def bare(texts: list[str]) -> list[int]:
     raise NotImplementedError
 
 
-@dynamically(max_size=8, timeout=0.1)
+@dynamically(max_size=8, timeout=0.1, isolate=True)
 def configured(texts: list[str]) -> tuple[int, ...]:
     raise NotImplementedError
 
@@ -77,12 +77,12 @@ async def abare(texts: list[str]) -> list[int]:
     raise NotImplementedError
 
 
-@ubatch.aio.dynamically(max_size=8, workers=2)
+@ubatch.aio.dynamically(max_size=8, workers=2, isolate=True)
 async def aconfigured(texts: list[str]) -> list[int]:
     raise NotImplementedError
 
 
-@ubatch.aio.ubatch_decorator(max_size=8)
+@ubatch.aio.ubatch_decorator(max_size=8, isolate=True)
 async def decorated(texts: list[str]) -> list[int]:
     raise NotImplementedError
 
@@ -96,7 +96,7 @@ async def loops(model: Model, batch: ubatch.aio.UBatch[str, int]) -> None:
     assert_type(await batch.stop(timeout=1), bool)
     async with batch as entered:
         assert_type(entered, ubatch.aio.UBatch[str, int])
-    assert_type(await ubatch.aio.UBatch(handler=alengths).ubatch("a"), int)
+    assert_type(await ubatch.aio.UBatch(handler=alengths, isolate=True).ubatch("a"), int)
     assert_type(await ubatch.aio.UBatch(handler=lengths).ubatch("a"), int)
 
     assert_type(await abare("a"), int)

@@ -63,7 +63,7 @@ def made() -> None:
     greedy: UBatch[str, int] = UBatch()
     assert_type(greedy.ubatch("a"), int)
     assert_type(UBatch(handler=lengths), UBatch[str, int])
-    assert_type(UBatch(64, 0.02, handler=lengths, name="lengths"), UBatch[str, int])
+    assert_type(UBatch(64, 0.02, handler=lengths, name="lengths", isolate=True), UBatch[str, int])
     with UBatch(max_size=64, timeout=None, handler=lengths) as batch:
         assert_type(batch, UBatch[str, int])
 
@@ -135,7 +135,7 @@ def empty(texts: list[str]) -> list[int]:
     raise NotImplementedError
 
 
-@ubatch_decorator(max_size=64, timeout=0.01)
+@ubatch_decorator(max_size=64, timeout=0.01, isolate=True)
 def configured(texts: list[str], *, factor: Sequence[float] = ()) -> list[int]:
     raise NotImplementedError
 

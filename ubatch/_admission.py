@@ -1,0 +1,127 @@
+"""How many items may wait: who is let in, who is refused, who waits in the lobby for room.
+
+Pure: no thread, lock or clock. Guarantees: never more than `max_queue` items are inside whose callers still wait;
+those in the lobby come in in their order; a move from the lobby to the queue is a single step, so that neither a fork
+nor an exception finds an item in neither or in both. Assumptions: everything but `depart` is for one thread at a time,
+and bears being come upon by itself, further up on the same stack.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from itertools import islice, repeat, starmap
+
+from ._terms import terms_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any
+
+    from ._terms import Rules, Terms
+
+SLACK = 64
+"""Items without callers that are kept in the lobby beside as many others."""
+
+
+class Admission:
+    """The door of a queue."""
+
+    __slots__ = ("_absent", "_departed", "_inside", "_queue", "lobby", "rules")
+
+    def __init__(self, queue: deque[Any], rules: Rules) -> None:
+        self.rules = rules
+        self.lobby: deque[Any] = deque()
+        """Items that wait for there to be room in the queue."""
+        self._queue = queue
+        self._inside = 0  # items in the queue that count
+        self._absent = 0  # items in the lobby whose callers have left
+        self._departed: deque[Any] = deque()  # items whose callers have left, to be accounted for
+
+    def offer(self, items: Sequence[Any], block: bool) -> int | None:
+        """Let in as many as there is room for.
+
+        Args:
+            items: to be let in, in order; they have terms.
+            block: whether the others wait in the `lobby`; else all or none are let in.
+
+        Returns:
+            How many are in the queue now; `None` if they were refused.
+        """
+        self._account()
+        room = 0 if self.lobby else min(len(items), self._room())
+        if room < len(items) and not block:
+            return None
+        for item in items[:room]:
+            self._enter(item.terms)
+        self._queue.extend(items[:room])
+        self.lobby.extend(items[room:])
+        return room
+
+    def let_in(self) -> list[Any]:
+        """Move items from the lobby to the queue, as there is room; says which."""
+        self._account()
+        moved: list[Any] = []
+        lobby = self.lobby
+        while count := min(len(lobby), self._room()):
+            coming = list(islice(lobby, count))
+            for item in coming:
+                if item.left:
+                    self._absent -= item.terms.absent
+                else:
+                    self._enter(item.terms)
+            self._queue.extend(starmap(lobby.popleft, repeat((), count)))
+            moved += coming
+        return moved
+
+    def leave(self, terms: Terms) -> None:
+        """An item is in the queue no more, or its caller is not there any more."""
+        if terms.inside:
+            terms.inside = False
+            self._inside -= 1
+
+    def depart(self, item: Any) -> None:
+        """An item's caller has left. May be called by any thread at any time."""
+        if self.rules.max_queue is not None and item.terms is not None:
+            self._departed.append(item)
+
+    def begin(self, items: Iterable[Any]) -> None:
+        """There is a bound from now on: count what is in the queue already."""
+        for item in items:
+            if not item.left:
+                self._enter(terms_of(item))
+
+    def clear(self, into: list[Any]) -> None:
+        """Move all that wait in the lobby to a list."""
+        into.extend(starmap(self.lobby.popleft, repeat((), len(self.lobby))))
+        self._absent = 0
+
+    def _room(self) -> int:
+        most = self.rules.max_queue
+        return sys.maxsize if most is None else max(0, most - self._inside)
+
+    def _enter(self, terms: Terms) -> None:
+        if not terms.inside:
+            terms.inside = True
+            self._inside += 1
+
+    def _account(self) -> None:
+        """Account for those who have left."""
+        while self._departed:
+            try:
+                terms = self._departed.popleft().terms
+            except IndexError:  # done further up on this stack
+                return
+            if terms.inside:
+                self.leave(terms)
+            elif not terms.absent:  # in the lobby, perhaps
+                terms.absent = True
+                self._absent += 1
+        if 2 * self._absent > len(self.lobby) + SLACK:
+            self.lobby = deque(item for item in self.lobby if not item.left)
+            self._absent = 0
+
+    def _check(self) -> None:
+        assert self._inside >= 0
+        assert all(not item.terms.inside for item in self.lobby)

@@ -20,8 +20,9 @@ PACKAGE = Path(ubatch.__file__).parent
 # From the lowest up. A room imports rooms of lower rows only, none of its own row; so there are no cycles.
 ROWS = (
     ("errors", "_native", "_typing", "_binding", "_ceiling", "_cost", "_traffic", "_terms", "_padding", "stats"),
-    ("_returns", "_bursts", "_schedule", "_admission", "_attempt", "_alarm"),
-    ("_lanes", "_policy", "_isolation"),
+    ("_returns", "_bursts", "_schedule", "_attempt", "_alarm"),
+    ("_admission", "_policy", "_isolation"),
+    ("_lanes",),
     ("_waiters", "_options"),
     ("_driver", "_future", "_streams"),
     ("_faces",),

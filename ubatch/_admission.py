@@ -1,17 +1,19 @@
 """How many items may wait: who is let in, who is refused, who waits in the lobby for room.
 
 Pure: no thread, lock or clock. Guarantees: never more than `max_queue` items are inside whose callers still wait;
-those in the lobby come in in their order; a move from the lobby to the queue is a single step, so that neither a fork
-nor an exception finds an item in neither or in both. Assumptions: everything but `depart` is for one thread at a time,
-and bears being come upon by itself, further up on the same stack.
+those in the lobby come in in their order; a fork finds each in `waiting()` or in the queue, and so does whoever goes
+on after an exception. Assumptions: everything but `depart` and `waiting` is for one thread at a time, and bears being
+come upon by itself further up on the same stack; that a deque is extended by what is taken from another list is a
+single step.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import deque
-from itertools import islice, repeat, starmap
+from itertools import repeat, starmap
 
+from ._schedule import copy_of
 from ._terms import terms_of
 
 TYPE_CHECKING = False
@@ -28,12 +30,13 @@ SLACK = 64
 class Admission:
     """The door of a queue."""
 
-    __slots__ = ("_absent", "_departed", "_inside", "_queue", "lobby", "rules")
+    __slots__ = ("_absent", "_coming", "_departed", "_inside", "_queue", "lobby", "rules")
 
     def __init__(self, queue: deque[Any], rules: Rules) -> None:
         self.rules = rules
         self.lobby: deque[Any] = deque()
         """Items that wait for there to be room in the queue."""
+        self._coming: list[Any] = []  # on their way from the lobby to the queue
         self._queue = queue
         self._inside = 0  # items in the queue that count
         self._absent = 0  # items in the lobby whose callers have left
@@ -50,7 +53,7 @@ class Admission:
             How many are in the queue now; `None` if they were refused.
         """
         self._account()
-        room = 0 if self.lobby else min(len(items), self._room())
+        room = 0 if self.lobby or self._coming else min(len(items), self._room())
         if room < len(items) and not block:
             return None
         for item in items[:room]:
@@ -63,17 +66,25 @@ class Admission:
         """Move items from the lobby to the queue, as there is room; says which."""
         self._account()
         moved: list[Any] = []
-        lobby = self.lobby
-        while count := min(len(lobby), self._room()):
-            coming = list(islice(lobby, count))
+        lobby, coming = self.lobby, self._coming
+        while coming or (lobby and self._room()):
+            if not coming:
+                try:
+                    coming.extend(starmap(lobby.popleft, repeat((), min(len(lobby), self._room()))))
+                except IndexError:  # let in further up on this stack
+                    pass
             for item in coming:
                 if item.left:
                     self._absent -= item.terms.absent
                 else:
                     self._enter(item.terms)
-            self._queue.extend(starmap(lobby.popleft, repeat((), count)))
             moved += coming
+            self._queue.extend(starmap(coming.pop, repeat((0,), len(coming))))
         return moved
+
+    def waiting(self) -> list[Any]:
+        """All that have not been let in. May be called by any thread at any time."""
+        return [*copy_of(self.lobby), *self._coming]
 
     def leave(self, terms: Terms) -> None:
         """An item is in the queue no more, or its caller is not there any more."""
@@ -94,6 +105,8 @@ class Admission:
 
     def clear(self, into: list[Any]) -> None:
         """Move all that wait in the lobby to a list."""
+        into.extend(self._coming)
+        self._coming.clear()
         into.extend(starmap(self.lobby.popleft, repeat((), len(self.lobby))))
         self._absent = 0
 
@@ -119,9 +132,14 @@ class Admission:
                 terms.absent = True
                 self._absent += 1
         if 2 * self._absent > len(self.lobby) + SLACK:
-            self.lobby = deque(item for item in self.lobby if not item.left)
             self._absent = 0
+            for item in [item for item in copy_of(self.lobby) if item.left]:
+                try:
+                    self.lobby.remove(item)
+                except ValueError:  # gone further up on this stack
+                    pass
 
     def _check(self) -> None:
         assert self._inside >= 0
+        assert not self._coming
         assert all(not item.terms.inside for item in self.lobby)

@@ -352,7 +352,8 @@ class Lanes:
     def next(self, most: int) -> list[Item]:
         """All items, some of them perhaps twice."""
         items = [item for lane in list(self._lanes.values()) for _, _, item in list(lane.heap)]
-        return [*copy_of(self.lobby), *copy_of(self.queue), *self._moving, *self._ahead, *items, *self.expired]
+        waiting = self.admission.waiting()
+        return [*waiting, *copy_of(self.queue), *self._moving, *self._ahead, *items, *self.expired]
 
     def withdraw(self, item: Item) -> bool:
         """As `Fifo.withdraw`; also from the lobby."""

@@ -531,6 +531,24 @@ def test_an_item_is_dropped_when_all_have_left_before_it_was_looked_for(batch, m
     assert batch.stats.cancelled == 0
 
 
+def test_a_dropped_item_does_not_count_for_the_batch(model):
+    """The batch waits until it is full of items that somebody waits for."""
+    batches = []
+
+    def handler(items):
+        batches.append(items)
+        return items
+
+    with UBatch(2, 60.0, handler=handler) as batch:
+        fast = cached(batch, {})
+        assert fast.submit(1).cancel()
+        first = fast.submit(2)
+        eventually(lambda: batch.stats.cancelled == 1)
+        second = fast.submit(3)
+        assert [first.result(PATIENCE), second.result(PATIENCE)] == [2, 3]
+    assert batches == [[2, 3]]
+
+
 @both_kinds
 def test_what_runs_is_kept_when_all_have_left(kind, batch, model):
     """A batch that has the item computes it for who comes meanwhile, or later."""
@@ -1517,6 +1535,27 @@ def test_aio_uses_a_slow_cache_in_a_thread(run):
         assert model.seen == [1, 2]
         assert len({*store.readers, *store.writers}) == 1
         assert threading.get_ident() not in store.readers
+
+    run(main)
+
+
+def test_aio_leaving_while_the_cache_is_read(run):
+    """Also at the last moment, when it is known that there is nothing, and the loop has not been told yet."""
+
+    async def main():
+        model, store = AioModel(), Slow()
+        fast = cached(ubatch.aio.UBatch(handler=model), store)
+        store.reading.close()
+        future = fast.submit(1)
+        assert await asyncio.get_running_loop().run_in_executor(None, store.reading.entered.wait, PATIENCE)
+        (flight,) = fast._table.values()
+        future.cancel()
+        store.reading.open()
+        eventually(lambda: flight.looked)  # the loop stands still meanwhile
+        await asyncio.sleep(0)
+        assert fast._table == {}
+        assert await fast.ubatch(2) == Result(2)
+        assert model.seen == [2]
 
     run(main)
 

@@ -1911,3 +1911,38 @@ assert [future.result(10) for future in futures] == [2, 2]
 works(fast)
 """
     )
+
+
+@needs_fork
+def test_a_fork_beside_waiting_greenlets(run_python):
+    """They exist in the child too, and fail there; in the parent they get their results."""
+    pytest.importorskip("gevent")
+    run_python(
+        """
+import gevent
+"""
+        + FORKS
+        + """
+fast = cached(UBatch(1, 0.0, handler=handler), Mapping())
+opened.on = False
+
+def attempt(item):
+    try:
+        return fast.ubatch(item)
+    except WorkerDied as error:
+        return error
+
+waiting = [gevent.spawn(attempt, item) for item in (1, 1, 2)]
+while fast.stats.misses + fast.stats.shared < 3:
+    gevent.sleep(0.001)
+def child():
+    for greenlet in waiting:
+        assert isinstance(greenlet.get(timeout=10), WorkerDied), greenlet
+    opened.on = True
+    assert fast.map([1, 2, 1]) == [2, 4, 2]
+pid = fork(child)
+join(pid)
+opened.on = True
+assert [greenlet.get(timeout=10) for greenlet in waiting] == [2, 2, 4]
+"""
+    )

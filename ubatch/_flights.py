@@ -20,6 +20,11 @@ one). Only the keeper writes: not the batcher's worker, which a slow disk would 
 who may leave before. Results are handed out once they are stored. So a program may end after its last call and has all
 it paid for, and callers cannot outrun a slow disk.
 
+What an interrupt (`KeyboardInterrupt`) may do. It comes at any step of a call in the main thread, others may have
+joined by then, and nobody may know whether the batcher has the item. So a flight can be handed over twice, and is
+claimed once; telling callers may be done twice; and no caller's thread tells others, as a future's lock, or a callback
+of theirs, is no place to be interrupted.
+
 How it survives a fork. The child starts with no flights; callers that were inherited, in flight or about to be told,
 fail there. No inherited lock is touched.
 

@@ -693,8 +693,10 @@ def test_the_alarm_is_anothers_in_a_forked_child(run_python):
     """A child has deadlines of its own, told by a thread of its own."""
     out = run_python(
         """
-        import os, threading
+        import os, threading, warnings
         from ubatch import DeadlineExceeded, UBatch
+
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
 
         go = threading.Event()
         batch = UBatch(8, 0, handler=lambda items: (go.wait(10), items)[1])

@@ -554,9 +554,18 @@ class Door(RuleBasedStateMachine):
         self.inside += expected
         del self.lobby[: len(expected)]
 
-    @rule(most=st.integers(1, 6))
-    def reconfigure(self, most):
+    @rule(most=st.integers(1, 6), there_was_none=st.booleans())
+    def reconfigure(self, most, there_was_none):
         self.rules.max_queue = most
+        if there_was_none:  # by now the items inside may be counted already, as those who wait outside are not
+            self.lanes.admission.begin(self.lanes.queued())
+
+    @rule()
+    def send_away(self):
+        away = []
+        self.lanes.admission.clear(away)
+        assert numbers(self.live(away)) == numbers(self.lobby)
+        self.lobby.clear()
 
     @rule(data=st.data())
     def withdraw(self, data):
@@ -570,13 +579,26 @@ class Door(RuleBasedStateMachine):
     @invariant()
     def it_counts_what_the_model_counts(self):
         self.lanes.admission._account()
-        self.lanes.admission._check()
+        self.lanes._check()
         assert self.lanes.admission._inside == len(self.inside)
         assert numbers(self.live(self.lanes.lobby)) == numbers(self.lobby)
 
 
 TestDoor = Door.TestCase
 TestDoor.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+def test_a_bound_counts_those_that_are_in_the_queue_alone():
+    """Not who waits outside, nor who is about to be told that his time is up."""
+    rules = rules_with(max_queue=1)
+    lanes = Lanes(Fifo(), rules)
+    lanes.admission.offer([item_for(rules, 0, 0.0, deadline=1.0)], block=True)
+    lanes.admission.offer([item_for(rules, 1, 0.0)], block=True)
+    lanes.take(1, [], 2.0)
+    assert numbers(lanes.expired) == [0]
+    lanes.admission.begin(lanes.queued())
+    assert numbers(lanes.admission.let_in()) == [1]
+    lanes._check()
 
 
 def test_callers_that_have_gone_do_not_stay_in_the_lobby():

@@ -98,7 +98,7 @@ class Admission:
             self._departed.append(item)
 
     def begin(self, items: Iterable[Any]) -> None:
-        """There is a bound from now on: count what is in the queue already."""
+        """There is a bound from now on: count the items that are in the queue already."""
         for item in items:
             if not item.left:
                 self._enter(terms_of(item))
@@ -108,6 +108,8 @@ class Admission:
         into.extend(self._coming)
         self._coming.clear()
         into.extend(starmap(self.lobby.popleft, repeat((), len(self.lobby))))
+        for item in into:
+            self.leave(item.terms)
         self._absent = 0
 
     def _room(self) -> int:

@@ -351,9 +351,12 @@ class Lanes:
 
     def next(self, most: int) -> list[Item]:
         """All items, some of them perhaps twice."""
+        return [*self.admission.waiting(), *self.queued(), *self._ahead, *self.expired]
+
+    def queued(self) -> list[Item]:
+        """All items in the queue; while it is sorted, some of them perhaps twice."""
         items = [item for lane in list(self._lanes.values()) for _, _, item in list(lane.heap)]
-        waiting = self.admission.waiting()
-        return [*waiting, *copy_of(self.queue), *self._moving, *self._ahead, *items, *self.expired]
+        return [*copy_of(self.queue), *self._moving, *items]
 
     def withdraw(self, item: Item) -> bool:
         """As `Fifo.withdraw`; also from the lobby."""
@@ -525,6 +528,7 @@ class Lanes:
             full = {lane for lane in lanes.values() if not lane.room(self._most, self.rules)}
             assert full == set(self._full)
         self.admission._check()
+        assert self.admission._inside == sum(terms_of(item).inside for item in self.queued())
 
 
 def too_late(items: Iterable[Item], outcomes: Iterable[Any], now: float) -> int:

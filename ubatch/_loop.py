@@ -289,7 +289,7 @@ class Home:
         if self.job.rules.max_queue is not None or self.schedule.special:
             lanes = self.specialise()
             if begins:
-                lanes.admission.begin(lanes.next(NEVER))
+                lanes.admission.begin(lanes.queued())
             self._settle(lanes)
             self.reconsider()
 

@@ -5,8 +5,6 @@ Everything that happens between threads is in `_driver`, the ways to call it are
 
 from __future__ import annotations
 
-import sys
-
 from ._binding import Binder, is_coroutine_function
 from ._ceiling import Ceiling
 from ._driver import Driver
@@ -266,7 +264,7 @@ class UBatch(Driver, Faces[T, U]):
                 lanes = self._specialise()
                 if begins:
                     with self._sorting:
-                        lanes.admission.begin(lanes.next(sys.maxsize))
+                        lanes.admission.begin(lanes.queued())
                 self._let_in(lanes)
         for name, value in changes.items():
             if value is not UNSET:

@@ -19,8 +19,8 @@ PACKAGE = Path(ubatch.__file__).parent
 
 # From the lowest up. A room imports rooms of lower rows only, none of its own row; so there are no cycles.
 ROWS = (
-    ("errors", "_native", "_typing", "_binding", "_ceiling", "_cost", "_traffic", "_terms", "_padding", "stats"),
-    ("_returns", "_bursts", "_schedule", "_attempt", "_alarm"),
+    ("errors", "_native", "_typing", "_binding", "_ceiling", "_cost", "_traffic", "_terms", "stats"),
+    ("_returns", "_bursts", "_schedule", "_attempt", "_alarm", "_padding"),
     ("_admission", "_policy", "_isolation"),
     ("_lanes",),
     ("_waiters", "_options"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import random
 import sys
@@ -160,6 +161,7 @@ def test_options_of_a_view_add_up():
     assert view.options(deadline=1.5).deadline == 1.5
     assert view.options(priority=0).priority == 0
     assert "priority=2" in repr(view)
+    assert copy.copy(view).options(priority=0).key == "k"
     assert view.name == batch.name
     with pytest.raises(AttributeError):
         view.nonsense  # noqa: B018

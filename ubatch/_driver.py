@@ -288,7 +288,6 @@ class Driver:
     def _let_in(self, lanes: Lanes) -> None:
         """There may be room: let in those who wait for it. Tell those that do not wait any more, and why."""
         held = Seat()
-        outcomes: list[Exception] = []
         self._leaving.add(held)
         let_in: list[Any] = []
         try:
@@ -305,7 +304,7 @@ class Driver:
             if len(lanes.queue) >= seat.wake_at:
                 self._call_worker_for(seat)
         if held.batch:
-            outcomes = [DeadlineExceeded(self._name, ticket.terms.deadline) for ticket in expired]
+            outcomes: list[Exception] = [DeadlineExceeded(self._name, ticket.terms.deadline) for ticket in expired]
             outcomes += [error.with_traceback(None) for _, error in failed]
             with self._lock:
                 self._given_up.expired += len(expired)
@@ -489,9 +488,8 @@ class Driver:
             self._let_in(schedule)
 
     def _count_gone(self, schedule: Lanes) -> None:
-        with self._sorting:
-            self._counters.cancelled += schedule.gone
-            schedule.gone = 0
+        self._counters.cancelled += schedule.gone  # by the worker's own looks alone
+        schedule.gone = 0
 
     def _most(self) -> int:
         """The largest batch to take now, in items."""

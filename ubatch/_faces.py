@@ -9,9 +9,9 @@ from functools import partial
 
 from . import _alarm, _native
 from ._native import get_ident, monotonic
-from ._options import checked_aim, checked_priority
+from ._options import checked_choice
 from ._streams import astream, checked_ahead, stream
-from ._terms import INFINITE, UNSET
+from ._terms import INFINITE, UNSET, Chosen
 from ._typing import Generic, TypeVar, overload
 from ._waiters import PENDING, BlockingTicket, HubTicket, LoopTicket, ThreadTicket, blocking, outcomes_of
 from .errors import DeadlineExceeded, Stopped
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from typing import Any
 
-    from ._driver import Driver, Seat
+    from ._driver import Seat
     from ._future import FutureTicket
     from ._lanes import Lanes
     from ._schedule import Fifo
@@ -328,42 +328,16 @@ class Faces(Generic[T, U]):
             TypeError, ValueError: an argument is not as described; the message has its value.
         """
         base = self._asked
-        return View(
-            self._batcher,
-            base.priority if priority is None else checked_priority(priority),
-            base.deadline if deadline is None else checked_aim(deadline),
-            base.key if key is UNSET else key,
-        )
+        return View(self._batcher, *checked_choice(base, priority, deadline, key))
 
 
-class View(Faces[T, U]):
-    """A batcher, and what is special about the calls that are made through it; see `Faces.options`.
+class View(Chosen, Faces[T, U]):
+    """A batcher, and what is special about the calls that are made through it; see `Faces.options`."""
 
-    Whatever else a batcher has, `stats` or `stop`, it has as well: the batcher's.
-    """
-
-    __slots__ = ("_batcher", "deadline", "key", "priority")
-
-    def __init__(self, batcher: Driver, priority: float, deadline: float, key: Any) -> None:
-        self._batcher = batcher
-        self.priority = priority
-        self.deadline = deadline
-        self.key = key
-
-    @property
-    def _asked(self) -> Asked:
-        return self
+    __slots__ = ()
 
     def _put(self, ticket: Ticket) -> None:
         self._batcher._accept([ticket], self)
 
     def _put_all(self, tickets: Sequence[Ticket]) -> None:
         self._batcher._put_all(tickets, self)
-
-    if not TYPE_CHECKING:  # to checkers it has the faces alone
-
-        def __getattr__(self, name):
-            return getattr(self._batcher, name)
-
-    def __repr__(self) -> str:
-        return f"<View of {self._batcher!r} priority={self.priority} deadline={self.deadline} key={self.key!r}>"

@@ -9,9 +9,9 @@ import asyncio
 from asyncio import get_running_loop
 
 from ._loop import serving
-from ._options import checked_aim, checked_priority
+from ._options import checked_choice
 from ._streams import astream, checked_ahead
-from ._terms import UNSET
+from ._terms import UNSET, Chosen
 from ._typing import Generic, TypeVar, overload
 from ._waiters import outcomes_of
 
@@ -165,36 +165,10 @@ class Faces(Generic[T, U]):
             TypeError, ValueError: an argument is not as described there; the message has its value.
         """
         base = self._asked or View(self._batcher, 0, self._job.rules.deadline, UNSET)
-        return View(
-            self._batcher,
-            base.priority if priority is None else checked_priority(priority),
-            base.deadline if deadline is None else checked_aim(deadline),
-            base.key if key is UNSET else key,
-        )
+        return View(self._batcher, *checked_choice(base, priority, deadline, key))
 
 
-class View(Faces[T, U]):
-    """A batcher, and what is special about the calls that are made through it; see `Faces.options`.
+class View(Chosen, Faces[T, U]):
+    """A batcher, and what is special about the calls that are made through it; see `Faces.options`."""
 
-    Whatever else a batcher has, `stats` or `stop`, it has as well: the batcher's.
-    """
-
-    __slots__ = ("_batcher", "deadline", "key", "priority")
-
-    def __init__(self, batcher: Any, priority: float, deadline: float, key: Any) -> None:
-        self._batcher = batcher
-        self.priority = priority
-        self.deadline = deadline
-        self.key = key
-
-    @property
-    def _asked(self) -> Any:
-        return self
-
-    if not TYPE_CHECKING:  # to checkers it has the faces alone
-
-        def __getattr__(self, name):
-            return getattr(self._batcher, name)
-
-    def __repr__(self) -> str:
-        return f"<View of {self._batcher!r} priority={self.priority} deadline={self.deadline} key={self.key!r}>"
+    __slots__ = ()

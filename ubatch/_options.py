@@ -7,12 +7,14 @@ import operator
 
 from ._binding import is_coroutine_function
 from ._policy import Adaptive, Window
-from ._terms import INFINITE, Rules
+from ._terms import INFINITE, UNSET, Rules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
     from typing import Any
+
+    from ._terms import Asked
 
 
 def checked_max_size(max_size: int) -> int:
@@ -73,6 +75,17 @@ def checked_aim(deadline: float) -> float:
     if math.isnan(deadline):
         raise ValueError(f"deadline must be a number of seconds, not {deadline!r}")
     return _as_float(deadline)
+
+
+def checked_choice(
+    base: Asked, priority: float | None, deadline: float | None, key: Hashable
+) -> tuple[float, float, Hashable]:
+    """What `options` was called with, or that of `base`. Raises TypeError, ValueError: it is not as it must be."""
+    return (
+        base.priority if priority is None else checked_priority(priority),
+        base.deadline if deadline is None else checked_aim(deadline),
+        base.key if key is UNSET else key,
+    )
 
 
 def _as_float(number: float) -> float:

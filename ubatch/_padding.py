@@ -5,11 +5,11 @@ Pure: no thread, lock or clock.
 
 from __future__ import annotations
 
+from ._terms import INFINITE
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-INFINITE = float("inf")
 
 OVERHEAD = 1 / 16
 """Fixed cost of a batch, as a share of a full one, that is waste as padding is."""

@@ -24,6 +24,35 @@ UNSET: Any = type("Unset", (), {"__slots__": (), "__repr__": lambda self: "<not 
 """An option that is not given, where `None` is a value."""
 
 
+class Chosen:
+    """A batcher, and what is asked for in some calls of it. Whatever else the batcher has, it has as well.
+
+    Faces are added by inheritance; see `View` in `_faces` and `_loop_faces`.
+    """
+
+    __slots__ = ("_batcher", "deadline", "key", "priority")
+
+    def __init__(self, batcher: Any, priority: float, deadline: float, key: Any) -> None:
+        self._batcher = batcher
+        self.priority = priority
+        self.deadline = deadline
+        self.key = key
+
+    @property
+    def _asked(self) -> Any:
+        return self
+
+    if not TYPE_CHECKING:  # to checkers it has the faces alone
+
+        def __getattr__(self, name):
+            if name == "_batcher":  # of a copy in the making
+                raise AttributeError(name)
+            return getattr(self._batcher, name)
+
+    def __repr__(self) -> str:
+        return f"<View of {self._batcher!r} priority={self.priority} deadline={self.deadline} key={self.key!r}>"
+
+
 class Rules:
     """What a batcher's options say about which items leave together, and how many may wait.
 

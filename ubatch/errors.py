@@ -96,7 +96,10 @@ class QueueFull(UBatchError, queue.Full):
         self.max_queue = max_queue
 
     def __str__(self) -> str:
-        return f"batcher {self.name!r} has {self.max_queue} items queued, its max_queue"
+        return (
+            f"batcher {self.name!r} has {self.max_queue} items queued, its max_queue; try again later, or let callers "
+            f"wait with overflow='block'"
+        )
 
 
 class DeadlineExceeded(UBatchError, TimeoutError):

@@ -132,13 +132,8 @@ class Model(RuleBasedStateMachine):
         keys = {item.terms.key for item in self.queue}
         if keys:
             key = min(keys, key=self.turn)
-            weight = 0.0
-            for item in self.lane(key):
-                if not self.counts(item):
-                    self.throw_away(item)
-                    continue
-                weight += item.terms.weight
-                if len(expected) == most or (expected and weight > self.max_weight):
+            for item in self.looked_at(self.lane(key), most):
+                if expected and sum(one.terms.weight for one in [*expected, item]) > self.max_weight:
                     break
                 expected.append(item)
                 self.queue.remove(item)
@@ -146,6 +141,25 @@ class Model(RuleBasedStateMachine):
         self.forget_idle_keys()
         assert claim_all(taken) == 0
         assert numbers(taken) == numbers(expected)
+
+    def looked_at(self, lane, most):
+        """The next items that count, those between them thrown away; as many as go together, or `most` to choose from.
+
+        Where something has expired, it is looked ahead for what need not be late.
+        """
+        found = []
+        looks_ahead = None
+        for item in lane:
+            if not self.counts(item):
+                self.throw_away(item)
+                continue
+            if looks_ahead is None:
+                looks_ahead = any(other.terms.expires <= self.now for other in self.queue)
+            weight = sum(one.terms.weight for one in [*found, item])
+            if len(found) == most or (found and not looks_ahead and weight > self.max_weight):
+                break
+            found.append(item)
+        return found
 
     @rule(most=st.integers(1, 6))
     def purge(self, most):

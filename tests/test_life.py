@@ -282,7 +282,7 @@ def test_a_batcher_that_was_never_made():
 def test_alive_and_repr(gate):
     """`alive` says whether items are accepted; `repr` shows the state."""
     batch: UBatch[Any, Any] = UBatch(8, 0.5, name="mine")
-    assert repr(batch) == "<UBatch 'mine' waiting for start() max_size=8 timeout=0.5 queued=0 running=0>"
+    assert repr(batch) == "<UBatch 'mine' waiting for start() max_size=8 timeout=0.5 workers=1 queued=0 running=0>"
     assert batch.alive
     batch.timeout = None
     batch.set_handler(gate)
@@ -290,12 +290,12 @@ def test_alive_and_repr(gate):
     future = batch.submit(1)
     gate.wait_for_batch()
     batch.submit(2)
-    assert repr(batch) == "<UBatch 'mine' running max_size=8 timeout=None queued=1 running=1>"
+    assert repr(batch) == "<UBatch 'mine' running max_size=8 timeout=None workers=1 queued=1 running=1>"
     gate.opened.set()
     assert batch.stop()
     assert future.result() == 1
     assert not batch.alive
-    assert repr(batch) == "<UBatch 'mine' stopped max_size=8 timeout=None queued=0 running=0>"
+    assert repr(batch) == "<UBatch 'mine' stopped max_size=8 timeout=None workers=1 queued=0 running=0>"
     batch.start()
     assert batch.alive
 

@@ -76,6 +76,11 @@ class Binder:
         except TypeError:
             self.accepts_one = False
 
+    @property
+    def parameters(self) -> list[tuple[str, Any]]:
+        """Name and kind of each of the handler's parameters."""
+        return [(parameter.name, parameter.kind) for parameter in self._signature.parameters.values()]
+
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """Sort out the arguments of one call; `None` if it is simple and needs no sorting.
 

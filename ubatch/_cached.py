@@ -300,7 +300,7 @@ class Cached(_Cached[T, U]):
 
     def _may_wait(self) -> None:
         for batcher in (self.batcher, self._keeper):  # futures call back in the keeper's thread, too
-            if batcher._seat.thread == get_ident():
+            if get_ident() in batcher._threads:
                 raise batcher._own_worker()
 
     def _send(self, flights: Sequence[Flight]) -> None:

@@ -1,37 +1,43 @@
-"""The thread driver: the queue, the worker thread, starting, stopping, forking.
+"""The thread driver: worker threads, which take turns at the queue; starting, stopping, forking.
 
-Purpose: `Driver` is the engine under `UBatch`. Callers `_put` tickets; a worker, a native thread that comes with
-the first item and goes when it has idled, cuts batches, calls the handler and delivers the outcomes.
+Purpose: `Driver` is the engine under `UBatch`. Callers put tickets in (`_intake`); a worker, a native thread that comes
+with the first item and goes when it has idled, cuts batches, calls the handler and delivers the outcomes.
 
 Guarantees:
-- Every accepted ticket is delivered once: by the worker; by `stop`, when its time is up; after a worker's
+- Every accepted ticket is delivered once: by a worker; by `stop`, when its time is up; after a worker's
   death; or, in a forked child, by the fork hook.
-- One worker at a time. A batch is cut when the worker is free to run it, never before.
-- `_put` takes no lock while the worker is awake, and never waits for one that its own thread holds, so that
-  it is safe in a signal handler and in a `__del__`. No user code runs while a lock is held.
+- At most as many workers as there are to be. A batch is cut when a worker is free to run it, never before.
+- No user code runs while a lock is held.
 - An idle worker holds neither the batcher nor any item, result or exception: a forgotten batcher is collected.
 
-How there is one worker. `_seat` says who it is. It is set under `_lock`, from `NOBODY` to a new seat by who
-hires, and back by the worker that leaves or by who gives up on it. A worker that finds another seat there has
-been dismissed: it touches nothing any more.
+How one worker at a time looks after the queue. `_seat` says who leads: it alone looks, holds, cuts, and talks to the
+policy. An only worker leads for as long as it is there. Of several, the leader hands the lead on before it calls
+the handler: to one that idles, asleep if nothing is queued, so that nobody is woken for nothing and a batch's worth of
+items is not split among several; else it leaves a sign, `NOBODY` if another worker may come, `BUSY` if not. A worker
+that is done leads again where there is a sign, else it idles until it is called.
+
+Who sets `_seat`:
+- from `NOBODY`: who calls one that idles, hires one, or finds that there are enough, or a worker that is done: under
+  `_lock`;
+- from `BUSY`: a worker that is done, under `_shifts`; or who finds one that idles, or lets more come, under `_lock`;
+- from a worker: itself, under `_shifts`, or, as it retires, under both; or who lets more come beside an only worker;
+- from anything to `NOBODY`: who gives up on all workers, under both. Then they are `dismissed`: they touch nothing any
+  more.
+A thread may come upon itself (a signal handler, a `__del__`) while it holds `_lock`, and wait for a batch there. So a
+worker does without `_lock` until it has delivered what it has. `_shifts` is for workers alone, upon which no signal
+handler comes; but for `stop` giving up on them, after which nobody waits.
 
 How no wake-up is lost without a lock. `seat.wake_at` is the queue length from which on a submitter looks after
-the worker (0 on the seat of `NOBODY`). A submitter appends, then reads the seat and its `wake_at`; a worker
-writes `wake_at`, or leaves its seat, then reads the queue's length, then sleeps or ends. Whichever comes second
-sees the other. The token that wakes is a binary lock; one release too many is a harmless extra look.
+the worker (0 of `NOBODY`: somebody is to be called). A submitter appends, then reads the seat and its `wake_at`; a
+worker writes `wake_at`, or hands on its seat, then reads the queue's length, then sleeps, works or ends. Whichever
+comes second sees the other. The token that wakes is a binary lock; one release too many is a harmless extra look.
 
 How a batcher stays collectable and loses nothing. The idle worker holds a weak reference. Who wakes it puts a
 strong one on the seat first, so the batcher lives on until the worker has taken over. The worker clears it
 before it says, by `wake_at`, that it sleeps, and again after each wake-up.
 
-Where items have terms (`_lanes`), submitters append to the same queue. `_sorting` guards what is sorted, and how many
-may wait: held by the worker while it decides and takes, and by submitters where the queue is bounded; it is taken
-after `_lock`, never before. Tickets are claimed, told and delivered without it, as that may take a future's own lock.
-Whoever takes items out of a bounded queue lets in those who wait for room; a deadline's caller leaves by itself, or a
-timer of its loop or the alarm's thread tells it, and the worker passes over what has expired.
-
-Assumptions: the GIL, or memory ordering as strong, orders these reads and writes; operations on list and deque
-are atomic. `_lock` is held for a few steps only; within them, a check of `_seat` and its setting are adjacent,
+Assumptions: the GIL, or memory ordering as strong, orders these reads and writes; operations on list, set and deque
+are atomic. Locks are held for a few steps only; within them, a check of `_seat` and its setting are adjacent,
 so that neither a signal handler nor a garbage collection on the same thread comes between.
 """
 
@@ -44,30 +50,29 @@ import weakref
 from collections import deque
 from functools import partial
 
-from . import _alarm, _native
+from . import _native
 from ._attempt import Attempt, Raised, description
-from ._binding import UNBOUND, Binder
+from ._binding import Binder
+from ._ceiling import Ceiling
+from ._intake import Intake
 from ._isolation import Isolating
 from ._lanes import Lanes, too_late
 from ._native import get_ident, monotonic
 from ._policy import Adaptive, Window
 from ._schedule import Fifo, claim_all
+from ._seats import BUSY, NEVER, NOBODY, Seat
 from ._terms import Rules
 from ._waiters import PENDING, BlockingTicket, ThreadTicket, Ticket, blocking, deliver
-from .errors import DeadlineExceeded, QueueFull, Stopped, WorkerDied, warn_caller
+from .errors import Stopped, WorkerDied
 from .stats import Counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from typing import Any
 
-    from ._ceiling import Ceiling
-    from ._terms import Asked
+    from ._executor import Renewable
     from .stats import Stats
-
-NEVER = sys.maxsize
-"""`wake_at` of a worker that is awake."""
 
 IDLE_EXIT = 10.0
 """Seconds without an item after which a worker thread ends."""
@@ -78,68 +83,22 @@ EXIT_WAIT = 2.0
 _living: dict[int, weakref.ref[Driver]] = {}  # every driver, by id; operations on a dict are atomic
 
 
-class Seat:
-    """A worker's place at its batcher."""
-
-    __slots__ = ("batch", "bell", "has_hub", "hirer", "mine", "strong", "thread", "token", "unclaimed", "wake_at")
-
-    def __init__(self) -> None:
-        self.wake_at = 0  # until a worker sits down
-        self.hirer = 0  # identity of the thread that is about to start the worker's
-        self.thread = 0  # identity of the worker's thread, once it runs
-        self.token = _native.allocate_lock()
-        self.token.acquire()
-        self.has_hub = False  # whether the handler has used code that gevent patched
-        self.bell: Ticket | None = None  # what the worker waits by then, as the token is not enough
-        self.strong: Driver | None = None
-        self.unclaimed = [True]  # popped by the thread that sits down
-        self.batch: list[Any] = []  # tickets taken from the queue and not all delivered yet
-        self.mine: list[bool] = []  # while the handler runs: who pops its one element delivers `batch`
-
-    def wake(self, driver: Driver) -> None:
-        self.strong = driver  # before the release; see the head of the file
-        self.ring()
-
-    def ring(self) -> None:
-        try:
-            self.token.release()
-        except RuntimeError:  # released already: the worker is about to look
-            pass
-        bell = self.bell
-        if bell is not None:
-            deliver([bell], [None])
-
-    def pause(self, timeout: float) -> bool:
-        """Wait for `ring`, `timeout` seconds at most; say whether it came.
-
-        A worker whose handler has used code that gevent patched waits by its hub: a lock that it has held may
-        need the hub to run before others get it.
-        """
-        if not self.has_hub:
-            return self.token.acquire(True, timeout)
-        ticket = blocking((), {})
-        self.bell = ticket  # before the look at the token; `ring` does it the other way round
-        try:
-            return self.token.acquire(False) or (ticket.wait(timeout) and self.token.acquire(False))
-        finally:
-            self.bell = None
-
-
-NOBODY = Seat()
-
-
-class Driver:
+class Driver(Intake):
     """The engine under `UBatch`; see the head of the file."""
 
     def __init__(
-        self, name: str, max_size: int, policy: Window | Adaptive, rules: Rules, ceiling: Ceiling | None
+        self, name: str, max_size: int, policy: Window | Adaptive, rules: Rules, isolate: bool, workers: int
     ) -> None:
         self._name = name
         self._max_size = max_size
         self._policy = policy
         self._rules = rules
-        self._ceiling = ceiling  # of a batcher that splits what fails; used by the worker alone
-        self._handler: Callable[..., Any] | None = None
+        self._isolate = isolate
+        self._workers = workers
+        self._ceilings = [Ceiling()]  # one for each post, where batches that fail are split; used by its worker alone
+        self._handlers: tuple[Callable[..., Any], ...] = ()  # one for each post, or one for all
+        self._place: Renewable | None = None  # where they run, if not in the workers' threads
+        self._threads: set[int] = set()  # identities of the threads that run handlers
         self._binder: Binder | None = None
         self._started = False  # whether a worker may come
         self._closed = False  # whether items are refused
@@ -150,16 +109,21 @@ class Driver:
 
     def _fresh(self) -> None:
         """Make all that a forked child must not share with its parent."""
-        self._lock = _native.reentrant_lock()  # guards the setting of _seat
-        self._seat = NOBODY
+        self._lock = _native.reentrant_lock()  # guards the coming and going of workers
+        self._shifts = _native.reentrant_lock()  # guards what workers do among themselves; taken after _lock
+        self._seat: Seat = NOBODY  # of who leads
+        self._crew: set[Seat] = set()  # of all workers  # changed under _lock
+        self._idle: list[Seat] = []  # of those that wait to be called, but for the leader
+        self._threads.clear()
         self._sorting = _native.reentrant_lock()  # guards what Lanes wants done by one at a time; taken after _lock
         self._schedule: Fifo | Lanes = Fifo()
         if self._rules.special:
             self._specialise()
-        self._counters = Counters()  # written by the worker alone
+        self._counters = Counters()  # written by the leader alone, but for `errors`: under _shifts
         self._given_up = Counters()  # what others count; guarded by _lock
-        self._farewells: deque[Ticket] = deque()  # of those who wait until the worker has nothing left to do
-        self._leaving: set[Seat] = set()  # tickets on other seats than _seat, for a fork to find
+        self._untold: deque[Callable[[], None]] = deque()  # what the policy is to be told by the next that leads
+        self._farewells: deque[Ticket] = deque()  # of those who wait until the workers have nothing left to do
+        self._leaving: set[Seat] = set()  # tickets on other seats than the crew's, for a fork to find
 
     def __del__(self) -> None:
         schedule = getattr(self, "_schedule", None)
@@ -167,228 +131,42 @@ class Driver:
             self._give_up_queue(partial(Stopped, self._name))
 
     def _snapshot(self) -> Stats:
-        seat = self._seat
-        running = len(seat.batch) if seat.mine else 0
+        running = sum(len(seat.batch) for seat in [*self._crew] if seat.mine)
         learned = self._policy.cost
         a, c = (learned.a, learned.c) if learned is not None else (0.0, 0.0)
         return self._counters.snapshot(self._given_up, queued=len(self._schedule), running=running, a=a, c=c)
 
-    # -- submitting ---------------------------------------------------------------------------------------
-
-    def _put(self, ticket: Ticket) -> None:
-        """Accept a ticket.
-
-        Raises:
-            TypeError: its arguments do not fit the handler.
-            Stopped: the batcher accepts nothing.
-            QueueFull: there is no room.
-            WorkerDied: no worker thread can be started.
-        """
-        if not self._simple or ticket.kwargs or len(ticket.args) != 1:
-            self._accept([ticket])
-            return
-        queue = self._schedule.queue
-        queue.append(ticket)
-        seat = self._seat
-        if len(queue) >= seat.wake_at:
-            if seat.wake_at:
-                seat.wake(self)
-            else:
-                self._attend([ticket])
-
-    def _put_all(self, tickets: Sequence[Ticket], asked: Asked | None = None) -> None:
-        """Accept all tickets at one moment, or none. Raises as `_accept`."""
-        now = monotonic()
-        for ticket in tickets:
-            ticket.arrived = now  # not when it was made: the caller's iterable may have taken its time
-        self._accept(tickets, asked)
-
-    def _accept(self, tickets: Sequence[Ticket], asked: Asked | None = None) -> None:
-        """Accept all tickets, or none, as is asked. Raises as `_put`, and what `key` and `weight` raise."""
-        if self._closed:
-            raise Stopped(self._name)
-        if not tickets:
-            return
-        binder = self._binder
-        for ticket in tickets:
-            ticket.call = UNBOUND if binder is None else binder.bind(ticket.args, ticket.kwargs)
-        schedule = self._schedule
-        if asked is not None or schedule.special:
-            for ticket in tickets:
-                ticket.terms = self._rules.terms(ticket.args, ticket.kwargs, ticket.arrived, asked)
-            schedule = self._specialise()
-            hasty = self._offer(schedule, tickets)
-        else:
-            schedule.queue.extend(tickets)
-            hasty = False
-        seat = self._seat
-        if hasty or len(schedule.queue) >= seat.wake_at:
-            if seat.wake_at:
-                seat.wake(self)
-            else:
-                self._attend(tickets)
-
-    def _specialise(self) -> Lanes:
-        """See to it that items may have terms, from now on."""
-        schedule = self._schedule
-        if not isinstance(schedule, Lanes):
-            with self._lock:
-                schedule = self._schedule
-                if not isinstance(schedule, Lanes):
-                    self._policy.observe()
-                    schedule = self._schedule = Lanes(schedule, self._rules)
-                    self._simplify()
-        return schedule
-
-    def _simplify(self) -> None:
-        """Find out anew whether calls with one argument need but to be appended."""
-        with self._lock:
-            binder = self._binder
-            closed = self._closed or not self._started
-            self._simple = binder is not None and binder.accepts_one and not (closed or self._schedule.special)
-
-    def _offer(self, lanes: Lanes, tickets: Sequence[Ticket]) -> bool:
-        """Queue tickets with terms, or put them in the lobby; whether the worker is to look at them in any case."""
-        first = tickets[0].terms
-        assert first is not None
-        if first.expires <= monotonic():
-            raise DeadlineExceeded(self._name, first.deadline)
-        limit = self._rules.max_queue
-        accepted: int | None = len(tickets)
-        if limit is None and not lanes.lobby:
-            lanes.queue.extend(tickets)
-        else:
-            block = self._rules.block and self._may_block()
-            with self._sorting:
-                accepted = lanes.admission.offer(tickets, block)
-                late = tickets[accepted:] if accepted is not None and self._closed else ()
-                # a stop() has been there: nobody would let them in
-                refused = [ticket for ticket in late if lanes.withdraw(ticket)]
-            if len(refused) == len(tickets):
-                raise Stopped(self._name)
-            deliver(refused, [Stopped(self._name) for _ in refused])
-            if accepted is None:
-                with self._lock:
-                    self._given_up.rejected += len(tickets)
-                raise QueueFull(self._name, limit or 0)
-            if accepted < len(tickets):
-                self._let_in(lanes)
-        for ticket in tickets[:accepted]:
-            ticket.admit(True)
-        return first.expires < lanes.tight and 0 < self._seat.wake_at < NEVER
-
-    def _may_block(self) -> bool:
-        """Whether this thread may wait for room: not one that makes it, or that holds what it takes to make it."""
-        return (
-            get_ident() not in (self._seat.thread, _alarm.alarm.thread)
-            and not self._sorting._is_owned()
-            and not self._lock._is_owned()
-        )
-
-    def _let_in(self, lanes: Lanes) -> None:
-        """There may be room: let in those who wait for it. Tell those that do not wait any more, and why."""
-        held = Seat()
-        self._leaving.add(held)
-        let_in: list[Any] = []
-        try:
-            with self._sorting:
-                let_in += lanes.admission.let_in()
-                expired, lanes.expired = lanes.expired, []
-                failed, lanes.failed = lanes.failed, []
-                held.batch = [*expired, *(ticket for ticket, _ in failed)]
-        finally:  # an exception may be injected
-            for ticket in let_in:
-                ticket.admit(True)
-        if let_in:
-            seat = self._seat
-            if len(lanes.queue) >= seat.wake_at:
-                self._call_worker_for(seat)
-        if held.batch:
-            outcomes: list[Exception] = [DeadlineExceeded(self._name, ticket.terms.deadline) for ticket in expired]
-            outcomes += [error.with_traceback(None) for _, error in failed]
-            with self._lock:
-                self._given_up.expired += len(expired)
-                self._given_up.dropped += len(failed)
-            deliver(held.batch, outcomes)
-        self._leaving.discard(held)
-
-    def _call_worker_for(self, seat: Seat) -> None:
-        """There is something in the queue that the worker on that seat, or nobody, may not know of."""
-        if seat.wake_at:
-            seat.wake(self)
-        elif self._started:
-            try:
-                self._call_worker()
-            except WorkerDied:
-                pass  # everything has been given up
-
-    def _make_room(self, future: Any = None) -> None:
-        """An item's caller has left: there may be room for those who wait for it."""
-        schedule = self._schedule
-        if isinstance(schedule, Lanes) and schedule.lobby and (future is None or future.left):
-            self._let_in(schedule)
-
-    def _attend(self, tickets: Sequence[Ticket]) -> None:
-        """The slow half of `_put`: nobody sits at the queue that the tickets are in."""
-        if self._closed and self._withdraw(tickets):
-            raise Stopped(self._name)
-        if self._started:
-            self._call_worker()
-        elif not self._warned:
-            self._warned = True
-            missing = "set_handler() and start()" if self._handler is None else "start()"
-            try:
-                warn_caller(f"batcher {self._name!r}: items wait for {missing}")
-            except BaseException:  # made an error by the program's filters: then the call has failed
-                self._withdraw(tickets)
-                raise
-
-    def _withdraw(self, tickets: Sequence[Ticket]) -> bool:
-        """Take back what nobody has taken; whether there was any."""
-        schedule = self._schedule
-        with self._sorting:
-            found = [ticket for ticket in tickets if schedule.withdraw(ticket)]
-        if isinstance(schedule, Lanes) and schedule.lobby:
-            self._let_in(schedule)
-        return bool(found)
-
-    def _reconsider(self) -> None:
-        """The policy, or what it goes by, has changed: let the worker look again."""
-        seat = self._seat
-        if seat is not NOBODY:
-            seat.wake(self)
-
-    def _leave(self, tickets: Sequence[Ticket]) -> None:
-        """Their callers are gone: drop those that no batch has yet, and keep the chain of wake-ups whole."""
-        for ticket in tickets:
-            ticket.leave()
-        schedule = self._schedule
-        if schedule.special:
-            for ticket in tickets:
-                schedule.depart(ticket)
-            self._make_room()
-        else:
-            schedule.stale = True
+    # -- workers ------------------------------------------------------------------------------------------
 
     def _call_worker(self) -> None:
-        """Wake the worker; hire one if there is none."""
+        """Wake who leads; where nobody does, call one that idles, or hire one. Raises WorkerDied: none can be had."""
         seat = Seat()
         seat.hirer = get_ident()
         try:
             with self._lock:
                 if self._seat is NOBODY:
-                    self._seat = seat
+                    seat.post = self._vacancy()
+                    called = self._called(seat if len(self._crew) < self._workers else BUSY)
+                    if self._seat is NOBODY:
+                        self._seat = called
+                    elif called is not seat and called is not BUSY:  # a signal handler has come upon this
+                        self._idle.append(called)
+                if self._seat is BUSY:
+                    self._call_idle()
+                elif self._seat is seat:
+                    self._crew.add(seat)
                 elif self._seat.thread:
                     self._seat.wake(self)
                 elif self._seat.hirer == seat.hirer:  # a signal handler, or a __del__, come upon the starting of it
                     seat = self._seat
-                # else one is on its way, and has yet to look at the queue
+                # else one is on its way, and has yet to look at the queue; or all are busy
             if self._seat is seat:
                 _start(self, seat)  # if it is the second thread, it finds the seat claimed
                 seat.hirer = 0
         except RuntimeError as error:
-            self._bury(seat, error)
-            raise WorkerDied(self._name, str(error)) from error
+            if not self._make_do(seat):
+                self._bury(seat, error)
+                raise WorkerDied(self._name, str(error)) from error
         except BaseException as error:  # interrupted by a signal handler, or out of memory; others count on it
             if self._seat is seat:
                 try:
@@ -397,25 +175,132 @@ class Driver:
                     self._bury(seat, error)
             raise
 
+    def _called(self, otherwise: Seat) -> Seat:
+        """A worker that idles, not idle any more; `otherwise` if there is none."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return otherwise
+
+    def _vacancy(self) -> int:
+        """The first post that has no worker."""
+        taken = {seat.post for seat in [*self._crew]}
+        return next(post for post in range(len(taken) + 1) if post not in taken)
+
+    def _make_do(self, seat: Seat) -> bool:
+        """No thread can be started for a seat: leave the queue to those that work; `False` if there are none."""
+        with self._lock:
+            self._crew.discard(seat)
+            if not self._crew:
+                return False
+            if self._seat is seat:
+                self._seat = BUSY
+            self._call_idle()
+        return True
+
+    def _call_idle(self) -> None:
+        """The sign says `BUSY` now: call a worker that went idle before it could see that."""
+        called = self._called(BUSY)
+        if self._seat is BUSY:
+            self._seat = called
+        called.wake(self)  # it looks in any case, and idles on if another leads
+
+    def _hand_on(self, seat: Seat) -> None:
+        """The leader goes to work: another worker leads, or will when there is one."""
+        with self._shifts:
+            if self._seat is seat:
+                self._seat = self._successor()
+        if self._schedule:
+            self._call_leader()
+
+    def _successor(self) -> Seat:
+        """Who leads next; a sign if there is nobody. `_shifts` is held, and there is no `NOBODY`."""
+        return self._called(NOBODY if len(self._crew) < self._workers else BUSY)
+
+    def _lead_again(self, seat: Seat) -> None:
+        """A worker is done: it leads if nobody does."""
+        if seat.post >= self._workers or seat.dismissed:
+            return
+        with self._shifts:
+            if self._seat is BUSY:
+                self._seat = seat
+        # without waiting: see the head of the file. Who holds the lock calls somebody if there is something to do
+        if self._seat is NOBODY and self._lock.acquire(False):
+            try:
+                if self._seat is NOBODY:
+                    self._seat = seat
+            finally:
+                self._lock.release()
+
+    def _rest(self, seat: Seat) -> bool:
+        """A worker that does not lead idles until it is called; `False` if it leads after all, or is to end."""
+        seat.strong = None
+        seat.wake_at = 1  # before it may be called
+        with self._shifts:
+            if seat.dismissed or seat.post >= self._workers or (self._closed and not self._schedule):
+                return False
+            if self._seat is BUSY:
+                self._seat = seat
+            if self._seat is seat:
+                return False
+            if seat not in self._idle:
+                self._idle.append(seat)
+        return True
+
+    def _sit_down(self, seat: Seat) -> None:
+        with self._shifts:
+            if not seat.dismissed:
+                self._threads.add(seat.thread)
+
+    def _call_leader(self) -> None:
+        """There is something in the queue that nobody may know of."""
+        self._call_worker_for(self._seat)
+
+    def _reconsider(self) -> None:
+        """The policy, or what it goes by, has changed: let the leader look again."""
+        self._seat.wake(self)
+
+    def _rouse(self) -> None:
+        """Let all workers look whether they are needed any more."""
+        for seat in [*self._crew]:
+            seat.wake(self)
+
+    def _staff(self, workers: int) -> None:
+        """So many workers there may be from now on, at most; those that are too many leave when they are done."""
+        with self._lock:
+            self._workers = workers
+            seat = self._seat
+            if (seat is BUSY or seat.mine) and self._seat is seat:  # an only worker leads while it works
+                self._seat = NOBODY
+        if self._schedule:
+            self._call_leader()
+        self._rouse()
+
     # -- working ------------------------------------------------------------------------------------------
 
     def _shift(self, seat: Seat) -> bool:
         """Work until there is nothing to do; `False` if the thread is to end then."""
         while True:
-            self._serve(seat)
-            if self._seat is seat and not self._closed:
+            if not self._serve(seat):
+                if self._rest(seat):
+                    return True
+                if self._seat is seat:
+                    continue
+            elif not self._closed and seat.post < self._workers:
                 if self._farewells:  # of a stop() that a start() has overtaken
                     self._farewell()
                 return True
             if self._retire(seat):
                 return False
 
-    def _serve(self, seat: Seat) -> None:
-        """Run batches until nothing is queued, or the seat is another's; then `wake_at` says that it sleeps."""
+    def _serve(self, seat: Seat) -> bool:
+        """Lead until nothing is queued: then `wake_at` says that it sleeps. `False` if it does not lead any more."""
         queue = self._schedule.queue
         seat.wake_at = NEVER
         while self._seat is seat:
             policy, schedule = self._policy, self._schedule
+            if self._untold:
+                self._tell_policy()
             if not queue and not schedule.sorted:
                 if not policy.passive and not self._closed:
                     self._await_returners(seat)
@@ -424,15 +309,16 @@ class Driver:
                 seat.strong = None
                 seat.wake_at = 1
                 if not queue:
-                    return
+                    return True
                 seat.wake_at = NEVER
             elif self._closed or (policy.passive and not schedule.stale) or not self._hold(seat):
                 self._run(seat)
+        return False
 
     def _await_returners(self, seat: Seat) -> None:
         """Nothing is queued: sleep through the first arrivals if the policy expects more."""
         now = monotonic()
-        hold = self._policy.expect(now, self._most())
+        hold = self._policy.expect(now, self._most(seat))
         if hold is not None:
             seat.wake_at = hold.wake_at
             if len(self._schedule.queue) < hold.wake_at and not self._closed:
@@ -441,7 +327,7 @@ class Driver:
 
     def _hold(self, seat: Seat) -> bool:
         """Wait if the policy says so; `False` if it says to cut."""
-        schedule, policy, most = self._schedule, self._policy, self._most()
+        schedule, policy, most = self._schedule, self._policy, self._most(seat)
         enough = 0
         if schedule.stale:
             self._purge(most)
@@ -491,16 +377,21 @@ class Driver:
         self._counters.cancelled += schedule.gone  # by the worker's own looks alone
         schedule.gone = 0
 
-    def _most(self) -> int:
-        """The largest batch to take now, in items."""
-        return self._max_size if self._ceiling is None else self._ceiling.limit(self._max_size)
+    def _most(self, seat: Seat) -> int:
+        """The largest batch that a worker is to take now, in items."""
+        return self._ceiling(seat).limit(self._max_size) if self._isolate else self._max_size
+
+    def _ceiling(self, seat: Seat) -> Ceiling:
+        while len(self._ceilings) <= seat.post:
+            self._ceilings.append(Ceiling())
+        return self._ceilings[seat.post]
 
     def _run(self, seat: Seat) -> None:
         """Cut a batch, call the handler, deliver."""
-        ceiling, most = self._ceiling, self._most()
+        most = self._most(seat)
         batch: list[Any] = []
         seat.batch = batch
-        handler, binder, counters = self._handler, self._binder, self._counters
+        handlers, binder, counters = self._handlers, self._binder, self._counters
         schedule = self._schedule
         if isinstance(schedule, Lanes):
             self._take(schedule, batch, most)
@@ -510,12 +401,13 @@ class Driver:
                 counters.cancelled += cancelled
         if not batch:
             return
-        assert handler is not None and binder is not None, "a worker without a handler"
+        assert handlers and binder is not None, "a worker without a handler"
+        handler = handlers[seat.post % len(handlers)]
         policy = self._policy
         counters.items += len(batch)
         counters.cuts["drained" if self._closed else "full" if len(batch) >= most else policy.reason] += 1
         seat.mine.append(True)
-        if self._seat is not seat:  # after the look of _dismiss at `mine`: one of the two finds the batch
+        if seat.dismissed:  # after the look of _dismiss at `mine`: one of the two finds the batch
             self._abandon(seat)
             return
         watched = policy.watch()
@@ -526,7 +418,9 @@ class Driver:
             if schedule.special:
                 arrived.sort()
             policy.cut(began, arrived, len(schedule), most)
-        attempt = Attempt() if ceiling is None else Isolating(ceiling)
+        if self._workers > 1:
+            self._hand_on(seat)
+        attempt = Isolating(self._ceiling(seat)) if self._isolate else Attempt()
         args = kwargs = None
         sound = True
         for args, kwargs in attempt.calls(batch, binder):
@@ -546,12 +440,22 @@ class Driver:
         except IndexError:  # it has, if only just now
             del batch, attempt
             return
-        if attempt.errors:
-            counters.errors += attempt.errors
+        errors = attempt.errors
         if schedule.special:
-            counters.errors += too_late(batch, attempt.outcomes, monotonic())
-        if watched and self._seat is seat:  # measured: done after delivery it costs more, as callers wait for the GIL
-            policy.finished(done, len(batch), done - began, len(self._schedule), sound)
+            errors += too_late(batch, attempt.outcomes, monotonic())
+        if errors:
+            with self._shifts:
+                counters.errors += errors
+        if self._seat is not seat:
+            self._lead_again(seat)  # before its callers come back with more
+        if watched and not seat.dismissed:  # measured: told after delivery it costs more, as callers wait for the GIL
+            told = done, len(batch), done - began, len(self._schedule), sound
+            if self._seat is seat:
+                if self._untold:
+                    self._tell_policy()
+                policy.finished(*told)
+            else:
+                self._untold.append(partial(policy.finished, *told))
         deliver(batch, attempt.outcomes, done - began)
         seat.batch = []
         del batch, attempt
@@ -559,8 +463,13 @@ class Driver:
             seat.has_hub = True
             _native.run_hub()
 
+    def _tell_policy(self) -> None:
+        """Called by the leader: it alone talks to the policy."""
+        while self._untold:
+            self._untold.popleft()()
+
     def _retire(self, seat: Seat) -> bool:
-        """Leave the seat; `False` if the worker is to stay, as an item came at the last moment.
+        """Leave; `False` if the worker is to stay, as an item came at the last moment.
 
         It also stays where the lock is not to be had: then a signal handler has come upon a thread that holds
         it, and may wait for this very worker.
@@ -568,32 +477,59 @@ class Driver:
         if not self._lock.acquire(timeout=0.1):
             return False
         try:
-            if self._seat is not seat:
-                self._leaving.discard(seat)
-                return True
-            self._seat = NOBODY
-            if self._schedule:
-                self._seat = seat
-                return False
+            with self._shifts:
+                if seat.dismissed:
+                    self._leaving.discard(seat)
+                    return True
+                if self._seat is seat:
+                    self._seat = NOBODY
+                    if self._schedule:
+                        self._seat = seat
+                        return False
+                elif seat in self._idle:
+                    self._idle.remove(seat)
+                self._quit(seat)
         finally:
             self._lock.release()
         _native.destroy_hub()  # before stop() returns: perhaps to the interpreter's exit, which does not bear it beside
-        self._farewell()
+        self._part()
         return True
 
+    def _quit(self, seat: Seat) -> None:
+        """A worker is one no longer; it does not lead. Both locks are held."""
+        self._crew.discard(seat)
+        self._threads.discard(seat.thread)
+        if self._seat is BUSY and len(self._crew) < self._workers:
+            self._seat = NOBODY
+
+    def _part(self) -> None:
+        """A worker has left: see to what it may have left behind."""
+        if not self._crew:
+            if self._closed and self._place is not None:
+                self._place.close(wait=True)
+            self._farewell()
+        elif self._closed:
+            self._rouse()
+        if self._seat is NOBODY and self._schedule:
+            self._call_leader()
+
     def _bury(self, seat: Seat, error: BaseException) -> None:
-        """A worker died: fail what it had, and what was queued behind it. The next item gets a new worker."""
+        """A worker died: fail what it had and, if it led, what was queued. The next item gets a new worker."""
         died = partial(_because, error, WorkerDied, self._name, description(error))
-        with self._lock:
-            dismissed = self._seat is not seat
-            if not dismissed:
+        with self._lock, self._shifts:
+            led = self._seat is seat
+            if led:
                 self._seat = NOBODY
+            if seat in self._idle:
+                self._idle.remove(seat)
+            self._quit(seat)
         self._give_up_batch(seat, died)  # of a dismissed one, too: it may have died delivering
-        if dismissed:
+        if seat.dismissed:
             self._leaving.discard(seat)
             return
-        self._give_up_queue(died)
-        self._farewell()
+        if led:
+            self._give_up_queue(died)
+        self._part()
         import logging  # last, as log handlers are user code
 
         logging.getLogger("ubatch").error("the worker of batcher %r died", self._name, exc_info=error)
@@ -636,7 +572,7 @@ class Driver:
         with self._lock:
             self._closed = True
             self._simple = False
-        if not drain or self._handler is None:
+        if not drain or not self._handlers:
             self._give_up_queue(partial(Stopped, self._name))
         elif isinstance(self._schedule, Lanes):  # who waits for room has not been accepted yet
             away = Seat()
@@ -653,11 +589,14 @@ class Driver:
         self._leaving.discard(held)
 
     def _say_when_done(self, ticket: Ticket) -> None:
-        """Deliver `ticket` when the worker has nothing left to do."""
+        """Deliver `ticket` when the workers have nothing left to do."""
         self._farewells.append(ticket)
-        if self._seat is NOBODY and (self._handler is None or not self._schedule):
-            self._farewell()
-        else:
+        idle = self._seat is NOBODY and not self._crew
+        if idle and (not self._handlers or not self._schedule):
+            self._part()
+            return
+        self._rouse()
+        if self._seat is NOBODY and self._schedule:
             try:
                 self._call_worker()
             except WorkerDied:
@@ -672,13 +611,19 @@ class Driver:
             deliver([ticket], [True])
 
     def _dismiss(self) -> None:
-        """Give up on the worker and on all that it has, as its time is up."""
-        with self._lock:
-            seat, self._seat = self._seat, NOBODY
-            self._leaving.add(seat)  # until it retires
+        """Give up on the workers and on all that they have, as their time is up."""
+        with self._lock, self._shifts:
+            crew = [*self._crew]
+            self._leaving.update(crew)  # until they retire
+            for seat in crew:
+                seat.dismissed = True
+            self._crew.clear()
+            self._idle.clear()
+            self._threads.clear()
+            self._seat = NOBODY
         self._give_up_queue(partial(Stopped, self._name))
-        self._abandon(seat)
-        if seat is not NOBODY:
+        for seat in crew:
+            self._abandon(seat)
             seat.wake(self)
         self._farewell()
 
@@ -691,19 +636,22 @@ class Driver:
         self._give_up_batch(seat, partial(Stopped, self._name))
 
     def _cannot_wait(self) -> bool:
-        """Whether waiting for the worker would wait for oneself; it drains and ends by itself."""
+        """Whether waiting for the workers would wait for oneself; they drain and end by themselves."""
         # a lock is this thread's own if a signal handler or a __del__ came upon a submit, or a look at a future
+        running = [ticket for seat in [*self._crew] for ticket in [*seat.batch]]
+        tickets: list[Any] = [*self._schedule.next(sys.maxsize), *running]
         return (
-            get_ident() == self._seat.thread
+            get_ident() in self._threads
             or self._lock._is_owned()
+            or self._shifts._is_owned()
             or self._sorting._is_owned()
-            or any(ticket.locked_here() for ticket in [*self._schedule.next(sys.maxsize), *self._seat.batch])
+            or any(ticket.locked_here() for ticket in tickets)
         )
 
     def _stop(self, drain: bool, timeout: float | None, ticket: BlockingTicket | None = None) -> bool:
         self._close(drain)
         if self._cannot_wait():
-            self._reconsider()
+            self._rouse()
             return False
         ticket = ticket or blocking((), {})
         if isinstance(ticket, ThreadTicket):
@@ -722,9 +670,10 @@ class Driver:
     def _forked(self) -> None:
         """In the child: start anew; what was inherited has nobody to run it. No inherited lock is touched."""
         inherited: list[Any] = [*self._schedule.next(NEVER), *self._farewells]
-        for seat in {self._seat, *self._leaving}:
+        for seat in {*self._crew, *self._leaving}:
             inherited += seat.batch
             seat.mine.clear()
+            seat.dismissed = True  # should this very thread be its worker's
         self._fresh()
         for ticket in {id(ticket): ticket for ticket in inherited}.values():
             ticket.orphan(WorkerDied(self._name, "it belongs to the parent of this forked process"))
@@ -759,6 +708,7 @@ def _work(box: list[Driver], seat: Seat) -> None:
     ref = weakref.ref(driver)
     try:
         seat.thread = get_ident()
+        driver._sit_down(seat)
         ref = weakref.ref(driver, lambda _: seat.ring())
         while driver is not None and driver._shift(seat):
             driver = None

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from typing import Any
 
-    from ._driver import Seat
     from ._future import FutureTicket
     from ._lanes import Lanes
     from ._schedule import Fifo
@@ -42,7 +41,7 @@ class Faces(Generic[T, U]):
     if TYPE_CHECKING:
         _name: str
         _max_size: int
-        _seat: Seat
+        _threads: set[int]
         _rules: Rules
         _schedule: Fifo | Lanes
         _future: type[FutureTicket]
@@ -84,7 +83,7 @@ class Faces(Generic[T, U]):
             Exception: what the handler raised, an equal object for each caller.
         """
         thread = get_ident()
-        if thread == self._seat.thread:
+        if thread in self._threads:
             raise self._own_worker()
         hub = _native.current_hub()
         ticket: BlockingTicket
@@ -171,7 +170,7 @@ class Faces(Generic[T, U]):
         """`ubatch` for coroutines of an asyncio event loop (uvloop too). Cancelling drops the item if it can."""
         import asyncio
 
-        if get_ident() == self._seat.thread:
+        if get_ident() in self._threads:
             raise self._own_worker()
         ticket = LoopTicket(args, kwargs, asyncio.get_running_loop())
         timer = None
@@ -218,7 +217,7 @@ class Faces(Generic[T, U]):
             Exception: the first of the items' errors, in order, after all items are done. Arguments that do
                 not fit raise before any item is accepted. Otherwise as `ubatch`.
         """
-        if get_ident() == self._seat.thread:
+        if get_ident() in self._threads:
             raise self._own_worker()
         hub = _native.current_hub()
         tickets: list[BlockingTicket] = [
@@ -245,7 +244,7 @@ class Faces(Generic[T, U]):
         """`map` for coroutines. Cancelling drops the items that no batch has yet."""
         import asyncio
 
-        if get_ident() == self._seat.thread:
+        if get_ident() in self._threads:
             raise self._own_worker()
         loop = asyncio.get_running_loop()
         tickets = [LoopTicket(args, {}, loop) for args in zip(items, *more, strict=False)]
@@ -278,14 +277,14 @@ class Faces(Generic[T, U]):
             Exception: as `ubatch`, when the item's turn comes.
         """
         ahead = checked_ahead(ahead, 2 * self._max_size)
-        if get_ident() == self._seat.thread:
+        if get_ident() in self._threads:
             raise self._own_worker()
         return stream(self.submit, items, ahead)
 
     def astream(self, items: Iterable[T] | AsyncIterable[T], /, *, ahead: int | None = None) -> AsyncIterator[U]:
         """`stream` for coroutines: `async for result in batcher.astream(items)`; `items` may be asynchronous."""
         ahead = checked_ahead(ahead, 2 * self._max_size)
-        if get_ident() == self._seat.thread:
+        if get_ident() in self._threads:
             raise self._own_worker()
         return astream(self._asubmit, items, ahead)
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._binding import Binder, Call
+    from ._executor import Renewable
     from ._schedule import Hold
     from ._terms import Asked, Rules, Terms
 
@@ -64,11 +65,12 @@ class Job:
     __slots__ = (
         "binder",
         "closed",
-        "handler",
+        "handlers",
         "is_coroutine",
         "isolate",
         "max_size",
         "name",
+        "place",
         "rules",
         "simple",
         "special",
@@ -78,7 +80,14 @@ class Job:
     )
 
     def __init__(
-        self, name: str, max_size: int, timeout: float | None, workers: int, rules: Rules, isolate: bool
+        self,
+        name: str,
+        max_size: int,
+        timeout: float | None,
+        workers: int,
+        rules: Rules,
+        isolate: bool,
+        place: Renewable | None,
     ) -> None:
         self.name = name
         self.rules = rules
@@ -86,7 +95,8 @@ class Job:
         self.timeout = timeout
         self.workers = workers
         self.isolate = isolate
-        self.handler: Callable[..., Any] | None = None
+        self.place = place  # where plain functions run, if not in threads of the homes' own
+        self.handlers: tuple[Callable[..., Any], ...] = ()  # one for each worker, or one for all
         self.binder: Binder | None = None
         self.is_coroutine = False
         self.started = False
@@ -126,12 +136,13 @@ class Ticket:
 
 
 class Shift:
-    """A task that serves one batch."""
+    """A task that serves one batch. `post` is its number among those that run: says which handler is its own."""
 
-    __slots__ = ("batch", "home", "task")
+    __slots__ = ("batch", "home", "post", "task")
 
     def __init__(self, home: Home) -> None:
         self.home = home
+        self.post = 0
         self.batch: list[Any] = []  # tickets taken from the queue and not delivered yet
         self.task: asyncio.Task[None] | None = None
 
@@ -145,7 +156,7 @@ class Home:
         self.counters = Counters()
         self.schedule: Fifo | Lanes = Fifo()
         self.policy = policy_for(job.timeout, job.workers)
-        self.ceiling = Ceiling() if job.isolate else None
+        self.ceilings: list[Ceiling] = []  # one for each handler, where batches that fail are split
         if job.special:
             self.specialise()
         self.wake_at = 1
@@ -301,7 +312,7 @@ class Home:
                 self.attend()
             elif not self._warned:
                 self._warned = True
-                missing = "set_handler() and start()" if job.handler is None else "start()"
+                missing = "set_handler() and start()" if not job.handlers else "start()"
                 warn_caller(f"batcher {job.name!r}: items wait for {missing}")
         except BaseException:  # no memory, no stack; or the program's filters make an error of a warning
             for ticket in tickets:
@@ -357,9 +368,10 @@ class Home:
     async def _serve(self, shift: Shift) -> None:
         """Cut a batch, unless the policy says to wait; have the handler called; deliver."""
         job, policy, counters = self.job, self.policy, self.counters
-        if not self._cuts():
+        shift.post = self._vacancy() if job.workers > 1 else 0
+        if not self._cuts(shift):
             return
-        batch, schedule, most = shift.batch, self.schedule, self._most()
+        batch, schedule, most = shift.batch, self.schedule, self._most(shift)
         if isinstance(schedule, Lanes):
             schedule.take(most, batch, monotonic(), policy.cost)
             counters.cancelled += claim_all(batch)
@@ -385,10 +397,11 @@ class Home:
         elif len(self.busy) < job.workers:
             self.wake_at = 1
         serving.set(shift)
-        attempt = Attempt() if self.ceiling is None else Isolating(self.ceiling)
+        attempt = Isolating(self._ceiling(shift)) if job.isolate else Attempt()
         sound, cancelled = True, False
-        handler, binder = job.handler, job.binder
-        assert handler is not None and binder is not None, "a shift without a handler"
+        binder = job.binder
+        assert job.handlers and binder is not None, "a shift without a handler"
+        handler = job.handlers[shift.post % len(job.handlers)]
         call = handler if job.is_coroutine else partial(self._in_thread, handler)
         args = kwargs = None
         for args, kwargs in attempt.calls(batch, binder):
@@ -440,13 +453,24 @@ class Home:
         self._threads.append(thread)
         return result[0]
 
-    def _most(self) -> int:
-        """The largest batch to take now, in items."""
-        return self.job.max_size if self.ceiling is None else self.ceiling.limit(self.job.max_size)
+    def _vacancy(self) -> int:
+        """The first post that nobody has."""
+        taken = {shift.post for shift in self.busy}
+        return next(post for post in range(len(taken) + 1) if post not in taken)
 
-    def _cuts(self) -> bool:
+    def _most(self, shift: Shift) -> int:
+        """The largest batch that a shift is to take now, in items."""
+        return self._ceiling(shift).limit(self.job.max_size) if self.job.isolate else self.job.max_size
+
+    def _ceiling(self, shift: Shift) -> Ceiling:
+        own = shift.post % len(self.job.handlers)
+        while len(self.ceilings) <= own:
+            self.ceilings.append(Ceiling())
+        return self.ceilings[own]
+
+    def _cuts(self, shift: Shift) -> bool:
         """Whether a batch leaves now; else somebody will look again when it is time."""
-        job, policy, schedule, most = self.job, self.policy, self.schedule, self._most()
+        job, policy, schedule, most = self.job, self.policy, self.schedule, self._most(shift)
         time_is_up, self._time_is_up = self._time_is_up, False
         gone = not policy.passive and self._purge(most)  # else `take` passes over them
         hold: Hold | None = None
@@ -534,7 +558,7 @@ class Home:
     def close(self, drain: bool) -> None:
         """Items are refused from now on (`job.closed` is set): run what is queued, or give it up."""
         schedule = self.schedule
-        if not drain or self.job.handler is None:
+        if not drain or not self.job.handlers:
             self._give_up_queue()
         elif isinstance(schedule, Lanes):  # who waits for room has not been accepted yet
             lobby: list[Any] = []
@@ -553,10 +577,12 @@ class Home:
         return future
 
     def _say_farewell(self) -> None:
-        if self.busy or self.looking is not None or (self.schedule and self.job.handler is not None):
+        if self.busy or self.looking is not None or (self.schedule and self.job.handlers):
             return
         while self._threads and self.job.closed:
             self._threads.pop().stop(drain=False, timeout=0.0)
+        if self.job.closed and self.job.place is not None:
+            self.job.place.close(wait=False)  # if another loop's home still needs it, it gets another
         self._release(done=True)
 
     def _release(self, done: bool) -> None:

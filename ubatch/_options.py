@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 
-from ._binding import is_coroutine_function
+from ._binding import Binder, is_coroutine_function
 from ._policy import Adaptive, Window
 from ._terms import INFINITE, UNSET, Rules
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
     from typing import Any
 
+    from ._executor import Renewable
     from ._terms import Asked
 
 
@@ -160,6 +161,69 @@ def checked_isolate(isolate: bool) -> bool:
     if not isinstance(isolate, bool):
         raise TypeError(f"isolate must be True or False, not {isolate!r}")
     return isolate
+
+
+def checked_handlers(handler: Any, coroutines: bool) -> tuple[Callable[..., Any], ...]:
+    """The handlers that a batcher is given: one for all workers, or a list with one for each.
+
+    Args:
+        handler: as it was given.
+        coroutines: whether handlers may be coroutine functions.
+
+    Raises:
+        TypeError, ValueError: it is not as it must be; see `UBatch`.
+    """
+    several = isinstance(handler, (list, tuple)) and not callable(handler)
+    handlers: tuple[Callable[..., Any], ...] = tuple(handler) if several else (handler,)
+    if not handlers:
+        raise ValueError(f"a list of handlers must have at least one, not {handler!r}")
+    for each in handlers:
+        if not callable(each):
+            raise TypeError(f"handler must be callable, or a list of callables, not {handler!r}")
+        if not coroutines and is_coroutine_function(each):
+            raise TypeError(f"handler {each!r} is a coroutine function, which is for ubatch.aio, not for a thread")
+    if several:
+        if len({is_coroutine_function(each) for each in handlers}) > 1:
+            raise TypeError(f"handlers must all be coroutine functions, or none of them, not {handler!r}")
+        parameters = [Binder(each).parameters for each in handlers]
+        for each, theirs in zip(handlers, parameters, strict=True):
+            if theirs != parameters[0]:
+                raise ValueError(f"handlers must have the same parameters; {each!r} differs from {handlers[0]!r}")
+    return handlers
+
+
+def checked_workers_of(handler: Any, handlers: tuple[Callable[..., Any], ...], workers: int, placed: bool) -> int:
+    """The number of workers of a batcher that has these handlers.
+
+    Args:
+        handler: as it was given.
+        handlers: the same, checked.
+        workers: as they were given; 1 also where they were not.
+        placed: whether the handlers run in an executor.
+
+    Raises:
+        ValueError: a list of handlers with another number of workers, or with an executor.
+    """
+    if callable(handler):
+        return workers
+    if placed:
+        raise ValueError("a list of handlers means a worker for each, in a thread: it excludes executor")
+    if workers not in (1, len(handlers)):
+        raise ValueError(f"a list of {len(handlers)} handlers means a worker for each, not workers={workers}")
+    return len(handlers)
+
+
+def checked_executor(executor: Any) -> Renewable | None:
+    """Raises TypeError: it is neither an executor nor a function that makes one."""
+    if executor is None:
+        return None
+    from ._executor import Renewable, is_executor
+
+    if not (is_executor(executor) or callable(executor)):
+        raise TypeError(
+            f"executor must be a concurrent.futures.Executor, or a function that makes one, not {executor!r}"
+        )
+    return Renewable(executor)
 
 
 def policy_for(timeout: float | None, workers: int = 1) -> Window | Adaptive:

@@ -19,12 +19,15 @@ from ._binding import Binder, is_coroutine_function
 from ._loop import Home, Job, serving
 from ._loop_faces import Faces, View
 from ._options import (
+    checked_executor,
+    checked_handlers,
     checked_isolate,
     checked_max_queue,
     checked_max_size,
     checked_name,
     checked_timeout,
     checked_workers,
+    checked_workers_of,
     rules_for,
 )
 from ._terms import UNSET
@@ -35,7 +38,8 @@ from .stats import Counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Hashable, Iterable
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Hashable, Iterable, Sequence
+    from concurrent.futures import Executor
     from types import TracebackType
     from typing import Any, Concatenate, Protocol
 
@@ -72,9 +76,12 @@ class UBatch(Faces[T, U]):
             order; an exception instance in it is raised in that caller alone. With several arguments per call it
             gets one list for each. A plain function is called in a thread. Each batch runs in an empty context
             (`contextvars`). With `handler` given here the batcher starts by itself with its first item; otherwise
-            items wait for `set_handler` and `start`.
+            items wait for `set_handler` and `start`. A list or tuple of handlers, alike but for what they work with,
+            means a worker for each, which calls no other.
         name: shown in errors and in `repr`; by default the handler's name.
         workers: the number of batches that may be in flight at once, in each loop; at least 1.
+        executor: where a handler that is a plain function runs, if not in threads of the batcher's own; see
+            `ubatch.UBatch`.
         key, weight, max_weight, padded, deadline, aging, isolate: as of `ubatch.UBatch`.
         max_queue, overflow: likewise, for each loop; `submit`, which cannot wait, raises `QueueFull` in any case.
 
@@ -87,9 +94,10 @@ class UBatch(Faces[T, U]):
         max_size: int = 64,
         timeout: float | None = None,
         *,
-        handler: AnyHandler[T, U] | None = None,
+        handler: AnyHandler[T, U] | Sequence[AnyHandler[T, U]] | None = None,
         name: str | None = None,
         workers: int = 1,
+        executor: Executor | Callable[[], Executor] | None = None,
         key: Callable[..., Hashable] | None = None,
         weight: Callable[..., float] | None = None,
         max_weight: float | None = None,
@@ -109,6 +117,7 @@ class UBatch(Faces[T, U]):
             checked_workers(workers),
             rules,
             checked_isolate(isolate),
+            checked_executor(executor),
         )
         self._asked = None  # nothing special; an attribute of the object itself is the fastest to look up
         self._lock = _native.reentrant_lock()  # guards the making and forgetting of homes
@@ -121,26 +130,37 @@ class UBatch(Faces[T, U]):
 
     # -- the handler, starting, stopping ------------------------------------------------------------------
 
-    def set_handler(self, handler: AnyHandler[T, U]) -> None:
-        """Set the batch handler, once.
+    def set_handler(self, handler: AnyHandler[T, U] | Sequence[AnyHandler[T, U]]) -> None:
+        """Set the batch handler, once, or a list of them.
 
         Args:
             handler: see the class; any callable.
 
         Raises:
             HandlerAlreadySet: there is one.
-            TypeError: it is not callable.
+            TypeError: it is not callable; or a coroutine function, for which an `executor` is of no use.
+            ValueError: a list of handlers that is empty, or of which one takes other parameters; or one together with
+                `executor`, or with another number of `workers`.
         """
         job = self._job
-        if job.handler is not None:
+        if job.handlers:
             raise HandlerAlreadySet(job.name)
-        if not callable(handler):
-            raise TypeError(f"handler must be callable, not {handler!r}")
-        job.binder = Binder(handler)
+        handlers = checked_handlers(handler, coroutines=True)
+        workers = checked_workers_of(handler, handlers, job.workers, job.place is not None)
+        job.is_coroutine = is_coroutine_function(handlers[0])
+        if job.is_coroutine and job.place is not None:
+            raise TypeError(f"handler {handlers[0]!r} is a coroutine function, which runs in the loop: not in executor")
+        job.binder = Binder(handlers[0])
         if self._given_name is None:
-            job.name = getattr(handler, "__qualname__", None) or type(handler).__qualname__
-        job.is_coroutine = is_coroutine_function(handler)
-        job.handler = handler
+            job.name = getattr(handlers[0], "__qualname__", None) or type(handlers[0]).__qualname__
+        if job.place is not None:
+            from ._executor import Executed
+
+            handlers = (Executed(handlers[0], job.place, job.name, set()),)
+        if workers != job.workers:
+            job.workers = workers
+            self._tell(Home.renew_policy)
+        job.handlers = handlers
         job.simplify()
 
     def start(self: Self) -> Self:
@@ -152,7 +172,7 @@ class UBatch(Faces[T, U]):
         Raises:
             HandlerNotSet: there is no handler yet.
         """
-        if self._job.handler is None:
+        if not self._job.handlers:
             raise HandlerNotSet(self._job.name)
         self._job.started = True
         self._job.closed = False
@@ -282,9 +302,12 @@ class UBatch(Faces[T, U]):
             max_queue: see the class; takes effect with the next item. Items that are queued stay so.
 
         Raises:
-            TypeError, ValueError: an argument is not as described; the message has its value.
+            TypeError, ValueError: an argument is not as described; the message has its value. Also for another number
+                of workers than there are handlers, where these are a list.
         """
         job = self._job
+        if workers is not UNSET and checked_workers(workers) != len(job.handlers) > 1:
+            raise ValueError(f"{len(job.handlers)} handlers mean a worker for each, not workers={workers}")
         changes = {
             "max_size": max_size if max_size is UNSET else checked_max_size(max_size),
             "timeout": timeout if timeout is UNSET else checked_timeout(timeout),

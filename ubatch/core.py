@@ -5,16 +5,19 @@ Everything that happens between threads is in `_driver`, the ways to call it are
 
 from __future__ import annotations
 
-from ._binding import Binder, is_coroutine_function
-from ._ceiling import Ceiling
+from ._binding import Binder
 from ._driver import Driver
 from ._faces import Faces, View
 from ._options import (
+    checked_executor,
+    checked_handlers,
     checked_isolate,
     checked_max_queue,
     checked_max_size,
     checked_name,
     checked_timeout,
+    checked_workers,
+    checked_workers_of,
     policy_for,
     rules_for,
 )
@@ -25,7 +28,8 @@ from .errors import HandlerAlreadySet, HandlerNotSet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Sequence
+    from concurrent.futures import Executor
     from types import TracebackType
     from typing import Any
 
@@ -56,8 +60,15 @@ class UBatch(Driver, Faces[T, U]):
         handler: `handler(list of items)` returns a sequence or an array with one result for each item, in
             order; an exception instance in it is raised in that caller alone. With several arguments per
             call it gets one list for each. With `handler` given here the batcher starts by itself with its
-            first item; otherwise items wait for `set_handler` and `start`.
+            first item; otherwise items wait for `set_handler` and `start`. A list or tuple of handlers, alike but for
+            what they work with (a GPU each, say), means a worker for each, which calls no other.
         name: shown in errors, in `repr` and as the name of the thread; by default the handler's name.
+        workers: the largest number of batches that run at once, each in a thread of its own; at least 1. Threads come
+            as they are needed, and go after a time without items.
+        executor: where the handler runs, if not in those threads: any `concurrent.futures.Executor`, or a function
+            that makes one, which ubatch shuts down in `stop`. In one of processes, the handler, items and results must
+            pickle. If a process dies, its batch fails with `WorkerDied`, and the next one gets a new executor: one more
+            from the function, or one with the settings of the `ProcessPoolExecutor` that was given.
         key: `key(item)`, called with a call's own arguments, in the caller; items whose keys differ share no batch.
             A key that has waited longer goes first; of keys that always have items each is served in its turn.
         weight: `weight(item)`, likewise: a number of at least 0.
@@ -86,8 +97,10 @@ class UBatch(Driver, Faces[T, U]):
         max_size: int = 64,
         timeout: float | None = None,
         *,
-        handler: Handler[T, U] | None = None,
+        handler: Handler[T, U] | Sequence[Handler[T, U]] | None = None,
         name: str | None = None,
+        workers: int = 1,
+        executor: Executor | Callable[[], Executor] | None = None,
         key: Callable[..., Hashable] | None = None,
         weight: Callable[..., float] | None = None,
         max_weight: float | None = None,
@@ -104,16 +117,18 @@ class UBatch(Driver, Faces[T, U]):
         self._given_name = checked_name(name)
         self._timeout = checked_timeout(timeout)
         rules = rules_for(key, weight, max_weight, padded, max_queue, overflow, deadline, aging)
-        ceiling = Ceiling() if checked_isolate(isolate) else None
-        super().__init__(name or "ubatch", checked_max_size(max_size), policy_for(self._timeout), rules, ceiling)
+        workers = checked_workers(workers)
+        policy = policy_for(self._timeout, workers)
+        super().__init__(name or "ubatch", checked_max_size(max_size), policy, rules, checked_isolate(isolate), workers)
+        self._place = checked_executor(executor)
         if handler is not None:
             self._started = True
             self.set_handler(handler)
 
     # -- the handler, starting, stopping ------------------------------------------------------------------
 
-    def set_handler(self, handler: Handler[T, U]) -> None:
-        """Set the batch handler, once.
+    def set_handler(self, handler: Handler[T, U] | Sequence[Handler[T, U]]) -> None:
+        """Set the batch handler, once, or a list of them.
 
         Args:
             handler: see the class; any callable but a coroutine function.
@@ -121,17 +136,23 @@ class UBatch(Driver, Faces[T, U]):
         Raises:
             HandlerAlreadySet: there is one.
             TypeError: it is not callable, or its calls would be coroutines.
+            ValueError: a list of handlers that is empty, or of which one takes other parameters; or one together with
+                `executor`, or with another number of `workers`.
         """
-        if self._handler is not None:
+        if self._handlers:
             raise HandlerAlreadySet(self._name)
-        if not callable(handler):
-            raise TypeError(f"handler must be callable, not {handler!r}")
-        if is_coroutine_function(handler):
-            raise TypeError(f"handler {handler!r} is a coroutine function, which is for ubatch.aio, not for a thread")
-        self._binder = Binder(handler)
+        handlers = checked_handlers(handler, coroutines=False)
+        workers = checked_workers_of(handler, handlers, self._workers, self._place is not None)
+        self._binder = Binder(handlers[0])
         if self._given_name is None:
-            self._name = getattr(handler, "__qualname__", None) or type(handler).__qualname__
-        self._handler = handler
+            self._name = getattr(handlers[0], "__qualname__", None) or type(handlers[0]).__qualname__
+        if self._place is not None:
+            from ._executor import Executed
+
+            handlers = (Executed(handlers[0], self._place, self._name, self._threads),)
+        if workers != self._workers:
+            self._engage(workers)
+        self._handlers = handlers
         self._simplify()
 
     def start(self: Self) -> Self:
@@ -143,7 +164,7 @@ class UBatch(Driver, Faces[T, U]):
         Raises:
             HandlerNotSet: there is no handler yet.
         """
-        if self._handler is None:
+        if not self._handlers:
             raise HandlerNotSet(self._name)
         self._started = True
         self._closed = False
@@ -241,18 +262,36 @@ class UBatch(Driver, Faces[T, U]):
     def max_queue(self, max_queue: int | None) -> None:
         self.reconfigure(max_queue=max_queue)
 
+    @property
+    def workers(self) -> int:
+        """The largest number of batches that run at once. May be set at any time; takes effect at the next cut."""
+        return self._workers
+
+    @workers.setter
+    def workers(self, workers: int) -> None:
+        self.reconfigure(workers=workers)
+
     def reconfigure(
-        self, *, max_size: int = UNSET, timeout: float | None = UNSET, max_queue: int | None = UNSET
+        self,
+        *,
+        max_size: int = UNSET,
+        timeout: float | None = UNSET,
+        max_queue: int | None = UNSET,
+        workers: int = UNSET,
     ) -> None:
         """Change options while the batcher runs, all or none; what is not given stays. Nothing is lost.
 
         Args:
-            max_size, timeout: see the class; take effect at the next cut.
+            max_size, timeout, workers: see the class; take effect at the next cut. What was learned about waiting is
+                learned anew if `timeout` or `workers` is given.
             max_queue: see the class; takes effect with the next item. Items that are queued stay so.
 
         Raises:
-            TypeError, ValueError: an argument is not as described; the message has its value.
+            TypeError, ValueError: an argument is not as described; the message has its value. Also for another number
+                of workers than there are handlers, where these are a list.
         """
+        if workers is not UNSET and checked_workers(workers) != len(self._handlers) > 1:
+            raise ValueError(f"{len(self._handlers)} handlers mean a worker for each, not workers={workers}")
         changes = {
             "_max_size": max_size if max_size is UNSET else checked_max_size(max_size),
             "_timeout": timeout if timeout is UNSET else checked_timeout(timeout),
@@ -269,11 +308,17 @@ class UBatch(Driver, Faces[T, U]):
         for name, value in changes.items():
             if value is not UNSET:
                 setattr(self, name, value)
-        if timeout is not UNSET:
-            self._policy = policy_for(self._timeout)
-            if self._schedule.special:
-                self._policy.observe()
+        if timeout is not UNSET or workers is not UNSET:
+            self._engage(self._workers if workers is UNSET else checked_workers(workers))
         self._reconsider()
+
+    def _engage(self, workers: int) -> None:
+        """So many workers from now on, and a policy for them; what was learned is not of use for it."""
+        self._policy = policy_for(self._timeout, workers)
+        if self._schedule.special:
+            self._policy.observe()
+        if workers != self._workers:
+            self._staff(workers)
 
     @property
     def _batcher(self: Self) -> Self:
@@ -287,7 +332,7 @@ class UBatch(Driver, Faces[T, U]):
         state = "stopped" if self._closed else "running" if self._started else "waiting for start()"
         stats = self.stats
         return (
-            f"<UBatch {self._name!r} {state} max_size={self._max_size} timeout={self._timeout} "
+            f"<UBatch {self._name!r} {state} max_size={self._max_size} timeout={self._timeout} workers={self._workers} "
             f"queued={stats.queued} running={stats.running}>"
         )
 

@@ -1,0 +1,217 @@
+"""Handlers that run in an executor: a thread pool, a process pool, a cluster.
+
+Purpose: `Executed` wraps a handler so that each call of it goes through a `concurrent.futures.Executor` and waits for
+its result; to a batcher it is a handler like any other. `Renewable` has the executor, and another one when it breaks.
+
+Guarantees: a call whose executor breaks under it (a process of a pool was killed) fails with `WorkerDied`, and the
+next call gets a working executor; so does the first call in a forked child, to which the parent's executor is of no
+use. A call that an executor refused, as it had broken before, has not begun: it goes to the next one.
+What `Renewable` made it also shuts down. An executor that was given to it is its giver's.
+
+Assumptions: an executor that has broken says so by `BrokenExecutor`, as those of the standard library, loky's and
+others do. No user code runs while a lock is held.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import os
+import weakref
+
+from . import _native
+from .errors import WorkerDied
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Executor, Future
+    from typing import Any
+
+_living: dict[int, weakref.ref[Renewable]] = {}  # every one, by id; operations on a dict are atomic
+
+
+def is_executor(given: object) -> bool:
+    """Whether it is an executor, not something that makes one."""
+    return not isinstance(given, type) and callable(getattr(given, "submit", None))
+
+
+class Renewable:
+    """An executor that is replaced when it breaks, and in a forked child. Safe to use from any thread.
+
+    Args:
+        given: an executor, or a function without parameters that makes one. A `ThreadPoolExecutor` and a
+            `ProcessPoolExecutor` that were given are replaced by new ones with the same settings; others cannot be.
+    """
+
+    def __init__(self, given: Executor | Callable[[], Executor]) -> None:
+        self._given = given
+        self._executor: Any = given if is_executor(given) else None
+        self._lock = _native.reentrant_lock()  # guards _executor
+        self._inherited: list[Any] = []  # a parent's: not to be collected, as that would speak to the parent's children
+        _living[id(self)] = weakref.ref(self, functools.partial(_forget, id(self)))
+
+    def submit(self, executed: Executed, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Future[Any]]:
+        """Submit a call; say to which executor.
+
+        Raises:
+            RuntimeError: the executor has been shut down, or is broken and cannot be replaced.
+            Exception: what the making of another executor, or its `submit`, raises.
+        """
+        executor = self._present()
+        try:
+            return executor, executor.submit(executed.function_for(executor), *args, **kwargs)
+        except RuntimeError as error:  # it has not taken the call
+            if executor is self._executor and not (_tells_of_breakage(error) and self.replace(executor)):
+                raise
+        executor = self._present()
+        return executor, executor.submit(executed.function_for(executor), *args, **kwargs)
+
+    def _present(self) -> Any:
+        executor = self._executor
+        if executor is None:
+            made = self._make()
+            with self._lock:
+                executor = self._executor
+                if executor is None:
+                    executor = self._executor = made
+            if executor is not made:  # another worker was faster
+                made.shutdown(wait=False)
+        return executor
+
+    def _make(self) -> Any:
+        given: Any = self._given
+        made = _twin(given) if is_executor(given) else given()
+        if made is None:
+            raise RuntimeError(f"executor {given!r} is of no use in a forked child; give a function that makes one")
+        if not is_executor(made):
+            raise TypeError(f"executor {given!r} must make an executor, not {made!r}")
+        return made
+
+    def replace(self, executor: Any) -> bool:
+        """An executor has broken: let the next call have another; `False` if none can be made."""
+        if is_executor(self._given) and _twin(self._given) is None:
+            return False
+        with self._lock:
+            if self._executor is executor:
+                self._executor = None
+        if executor is not self._given:
+            executor.shutdown(wait=False)
+        return True
+
+    def close(self, wait: bool) -> None:
+        """Shut down what was made here, once it has run what it has; the next call makes another.
+
+        Args:
+            wait: whether to wait until it is down.
+        """
+        with self._lock:
+            executor = self._executor
+            if executor is None or executor is self._given:
+                return
+            self._executor = None
+        executor.shutdown(wait=wait)
+
+    def _forked(self) -> None:
+        """In the child: the parent's executor has no threads here. No inherited lock is touched."""
+        self._lock = _native.reentrant_lock()
+        self._inherited.append(self._executor)
+        self._executor = None
+
+
+def _tells_of_breakage(error: BaseException) -> bool:
+    from concurrent.futures import BrokenExecutor
+
+    return isinstance(error, BrokenExecutor)
+
+
+def _twin(executor: Any) -> Any:
+    """A new executor with the settings of another; `None` if it cannot be told what these are."""
+    kind = type(executor)
+    settings = {
+        "concurrent.futures.thread.ThreadPoolExecutor": (
+            "max_workers",
+            "thread_name_prefix",
+            "initializer",
+            "initargs",
+        ),
+        "concurrent.futures.process.ProcessPoolExecutor": (
+            "max_workers",
+            "mp_context",
+            "initializer",
+            "initargs",
+            "max_tasks_per_child",  # from Python 3.11 on
+        ),
+    }.get(f"{kind.__module__}.{kind.__qualname__}")
+    if settings is None:
+        return None
+    # kept by the standard library, from 3.10 to 3.13, under these names; a test holds that
+    return kind(**{name: getattr(executor, f"_{name}") for name in settings if hasattr(executor, f"_{name}")})
+
+
+class Executed:
+    """A handler that runs in an executor. May be called from several threads at once.
+
+    Args:
+        handler: goes to where the executor runs it, as a batch's items do: to a process, that is, pickled.
+        place: the executor.
+        name: of the batcher, for errors.
+        threads: identities of the threads that run the batcher's handlers; kept up to date for a thread pool, so that
+            a handler that calls its own batcher is found there too.
+    """
+
+    def __init__(self, handler: Callable[..., Any], place: Renewable, name: str, threads: set[int]) -> None:
+        functools.update_wrapper(self, handler)  # the handler's signature is this one's
+        self._handler = handler
+        self._place = place
+        self._name = name
+        self._threads = threads
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Call the handler there, and wait for its result.
+
+        Raises:
+            WorkerDied: the executor broke.
+            Exception: what the handler raised; what the executor raises that does not take the call.
+        """
+        executor, future = self._place.submit(self, args, kwargs)
+        try:
+            return future.result()
+        except RuntimeError as error:
+            if not _tells_of_breakage(error):
+                raise
+            self._place.replace(executor)
+            raise WorkerDied(self._name, str(error)) from error
+        finally:
+            del future, args, kwargs  # an exception's traceback refers to this frame: to nobody's items
+
+    def function_for(self, executor: Any) -> Callable[..., Any]:
+        """What to submit to an executor."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        if not isinstance(executor, ThreadPoolExecutor):
+            return self._handler
+        return functools.partial(contextvars.copy_context().run, self._here)  # the context tells whom a thread serves
+
+    def _here(self, /, *args: Any, **kwargs: Any) -> Any:
+        thread = _native.get_ident()
+        self._threads.add(thread)
+        try:
+            return self._handler(*args, **kwargs)
+        finally:
+            self._threads.discard(thread)
+
+
+def _forget(key: int, _: object) -> None:
+    _living.pop(key, None)
+
+
+def _after_fork_in_child() -> None:
+    for ref in list(_living.values()):
+        renewable = ref()
+        if renewable is not None:
+            renewable._forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

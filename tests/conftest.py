@@ -35,6 +35,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from gates import Gate
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before anything imports numpy
 
@@ -209,6 +210,14 @@ def hurry() -> Iterator[None]:
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(interval)
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    """A handler that is shut; open when the test is over."""
+    gate = Gate()
+    yield gate
+    gate.opened.set()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 TESTS = """
@@ -34,6 +35,7 @@ def test_the_guard_names_what_leaked(run_python, tmp_path):
     impatient = guard.replace("PATIENCE = 5.0", "PATIENCE = 1.0")
     assert impatient != guard
     (tmp_path / "conftest.py").write_text(impatient, encoding="utf-8")
+    shutil.copy(Path(__file__).with_name("gates.py"), tmp_path)
     (tmp_path / "test_it.py").write_text(TESTS, encoding="utf-8")
     out = run_python(
         f"import pytest; raise SystemExit(pytest.main(['-p', 'no:cacheprovider', r'{tmp_path}']))",

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import gc
 import pickle
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
+from gates import FOREVER, PATIENCE, Gate, echo, eventually, in_thread, inject
 
 import ubatch._driver
 import ubatch._native
@@ -26,36 +26,6 @@ from ubatch import (
     WorkerDied,
 )
 
-PATIENCE = 10.0  # seconds; what takes longer never ends
-FOREVER = 1000.0  # seconds; a window that no test lives to see closing
-
-
-class Gate:
-    """A handler that records its batches and, while it is shut, keeps them waiting."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[Any]] = []
-        self.threads: list[int] = []
-        self.entered = threading.Semaphore(0)
-        self.opened = threading.Event()
-
-    def __call__(self, items: list[Any]) -> list[Any]:
-        self.batches.append(items)
-        self.threads.append(threading.get_native_id())
-        self.entered.release()
-        assert self.opened.wait(PATIENCE)
-        return items
-
-    def wait_for_batch(self) -> None:
-        assert self.entered.acquire(timeout=PATIENCE)
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    gate = Gate()
-    yield gate
-    gate.opened.set()
-
 
 def busy(gate: Gate, *args: Any) -> tuple[UBatch[Any, Any], Future[Any]]:
     """A batcher whose worker is in the handler, and the item that it has there."""
@@ -63,37 +33,6 @@ def busy(gate: Gate, *args: Any) -> tuple[UBatch[Any, Any], Future[Any]]:
     first = batch.submit("first")
     gate.wait_for_batch()
     return batch, first
-
-
-def echo(items: list[Any]) -> list[Any]:
-    return items
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.001)
-
-
-def in_thread(function: Callable[..., Any], *args: Any) -> Future[Any]:
-    """Call a function in a thread of its own."""
-    future: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(function(*args))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name=f"in_thread-{function!r}", daemon=True).start()
-    return future
-
-
-def inject(error: type[BaseException], thread: int) -> None:
-    """Let another thread find an exception raised at its next step in Python."""
-    set_async = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    assert set_async(ctypes.c_ulong(thread), ctypes.py_object(error)) == 1
 
 
 # -- before the first item, and the two steps ----------------------------------------------------------------
@@ -148,7 +87,7 @@ def test_only_start_is_missing():
     batch.set_handler(echo)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        waiting = in_thread(batch.ubatch, 1)
+        waiting = in_thread(lambda: batch.ubatch(1))
         eventually(lambda: told)
     assert "items wait for start()" in str(told[0].message)
     assert told[0].filename == __file__

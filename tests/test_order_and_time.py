@@ -7,44 +7,14 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from gates import FOREVER, PATIENCE, Gate, eventually, results
 
 import ubatch._driver
 import ubatch._waiters
 from ubatch import UBatch
-
-PATIENCE = 10.0  # seconds; what takes longer never ends
-FOREVER = 1000.0  # seconds; a window that no test lives to see closing
-
-
-class Gate:
-    """A handler that records its batches and, while it is shut, keeps them waiting."""
-
-    def __init__(self, *, is_open: bool = False) -> None:
-        self.batches: list[list[Any]] = []
-        self.entered = threading.Semaphore(0)
-        self.opened = threading.Event()
-        if is_open:
-            self.opened.set()
-
-    def __call__(self, items: list[Any]) -> list[Any]:
-        self.batches.append(items)
-        self.entered.release()
-        assert self.opened.wait(PATIENCE)
-        return items
-
-    def wait_for_batch(self) -> None:
-        assert self.entered.acquire(timeout=PATIENCE)
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    gate = Gate()
-    yield gate
-    gate.opened.set()
 
 
 def busy(gate: Gate, *args: Any, **options: Any) -> UBatch[Any, Any]:
@@ -62,17 +32,6 @@ def age(futures: list[Any], seconds: float) -> None:
     """Let items have arrived longer ago."""
     for future in futures:
         future.arrived -= seconds
-
-
-def results(futures: list[Any]) -> list[Any]:
-    return [future.result(PATIENCE) for future in futures]
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.001)
 
 
 def asleep(batch: UBatch[Any, Any]) -> bool:

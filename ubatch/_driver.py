@@ -596,7 +596,7 @@ class Driver(Intake):
             self._part()
             return
         self._rouse()
-        if self._seat is NOBODY and self._schedule:
+        if self._schedule or self._seat.hirer:  # this very thread may be the one that is about to start a worker
             try:
                 self._call_worker()
             except WorkerDied:

@@ -179,7 +179,7 @@ def checked_handlers(handler: Any, coroutines: bool) -> tuple[Callable[..., Any]
         raise ValueError(f"a list of handlers must have at least one, not {handler!r}")
     for each in handlers:
         if not callable(each):
-            raise TypeError(f"handler must be callable, or a list of callables, not {handler!r}")
+            raise TypeError(f"handler must be callable, not {each!r}")
         if not coroutines and is_coroutine_function(each):
             raise TypeError(f"handler {each!r} is a coroutine function, which is for ubatch.aio, not for a thread")
     if several:

@@ -582,8 +582,9 @@ def test_a_fork_while_several_batches_run(run_python):
     """The child works at once, what it inherited fails there, and the parent is unaffected; also from a handler."""
     run_python(
         """
-        import os, sys, threading, time
+        import os, sys, threading, warnings
         from ubatch import UBatch, WorkerDied
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
         inside, opened = threading.Barrier(3), threading.Event()
 
         def handler(items):

@@ -468,7 +468,7 @@ def test_whoever_leaves_a_bounded_queue_leaves_nothing_behind(gate, how, place):
     class Thing:
         pass
 
-    async def leave(item: Any) -> None:
+    async def leave(item: Any, key: Any) -> None:
         task = asyncio.ensure_future(batch.options(key=key).aubatch(item))
         await asyncio.sleep(SOON)
         task.cancel()
@@ -481,7 +481,7 @@ def test_whoever_leaves_a_bounded_queue_leaves_nothing_behind(gate, how, place):
             batch.submit(0)
             gate.wait_for_batch()
         if how == "a cancelled task":
-            asyncio.run(leave(item))
+            asyncio.run(leave(item, key))
         else:
             future = batch.options(key=key, deadline=SOON if how == "a deadline" else 1e3).submit(item)
             if how == "a deadline":

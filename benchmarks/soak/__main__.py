@@ -12,6 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from . import memory
 from .loops import Loops
 from .threads import Threads
 
@@ -36,6 +37,7 @@ def main() -> int:
     options = parser.parse_args()
     seed = secrets.randbits(32) if options.seed is None else options.seed
     print(f"UBATCH_SEED={seed}", flush=True)
+    memory.steady()
     sys.setswitchinterval(options.switch)
     warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
     warnings.filterwarnings("ignore", "coroutine 'Home._serve' was never awaited")  # see `Loops.complain`

@@ -6,10 +6,15 @@ Two figures are judged, from half-time to the end:
   itself does not change, so whatever grows with the items, however small, shows. Allowed are `MAX_BLOCKS`.
 - `resident_mb`, what the system has given to the process, which knows of what is not Python's, too, but also contains
   what allocators keep for later use. Allowed are `MAX_RESIDENT`.
+
+What glibc keeps says nothing about who uses it. It gives threads heaps of their own, and takes ever larger blocks from
+these, once it has seen some come and go; the holes that are left grow for millions of items before they level off, with
+any load. So `steady` has it use one heap, and none for large blocks.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import sys
@@ -26,6 +31,9 @@ MAX_RESIDENT = 4.0
 """MiB: 8 bytes for each item of a second half of 500,000, half of what Python's smallest object takes."""
 
 
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of glibc's malloc.h
+
+
 class Mark(NamedTuple):
     """Memory in use, at rest."""
 
@@ -35,6 +43,13 @@ class Mark(NamedTuple):
     blocks: int
     objects: int
     """That the garbage collector knows of."""
+
+
+def steady() -> None:
+    """Where the C library is glibc, let it keep little of what is freed; to be called before there are threads."""
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(M_ARENA_MAX, 1)
+        library.mallopt(M_MMAP_THRESHOLD, 128 * 1024)
 
 
 def mark(items: int) -> Mark:

@@ -24,12 +24,12 @@ from typing import NamedTuple
 LEAST = 100_000
 """Items after half-time that it takes to judge: caches and allocators fill up first."""
 
-MAX_BLOCKS = 1000
-"""Blocks: one for every 500 items of a second half of 500,000, where what is kept of a single item takes several."""
+MAX_BLOCKS = 500
+"""One for every 1000 items of a second half of 500,000, where a single item that is kept takes several. The soak's own
+figures take some 50."""
 
 MAX_RESIDENT = 4.0
 """MiB: 8 bytes for each item of a second half of 500,000, half of what Python's smallest object takes."""
-
 
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of glibc's malloc.h
 

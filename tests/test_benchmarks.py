@@ -32,6 +32,7 @@ from benchmarks.contenders import (  # noqa: E402
 from benchmarks.harness import FAILURES, ROUNDS_OF_A_CHILD, Child, Failed, interleaved  # noqa: E402
 from benchmarks.runner import REFERENCES, Run  # noqa: E402
 from benchmarks.scenario import Scenario  # noqa: E402
+from benchmarks.soak import memory  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the benchmarks need Linux")
 
@@ -369,3 +370,26 @@ def test_folders_are_not_published() -> None:
     """The command in the results is what one would type elsewhere."""
     typed = ["--quick", "--output", "/secret", "--copy=a=/secret", "--only", "gpu, K = 8"]
     assert command._quoted(typed) == ["--quick", "--output", "…", "--copy=…", "--only", "'gpu, K = 8'"]
+
+
+# -- the soak -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("blocks", "resident", "items", "grown"),
+    [
+        (memory.MAX_BLOCKS, memory.MAX_RESIDENT, memory.LEAST, []),
+        (memory.MAX_BLOCKS + 1, 0.0, memory.LEAST, ["blocks"]),
+        (-1, memory.MAX_RESIDENT + 0.1, memory.LEAST, ["resident_mb"]),
+        (10**6, 10**3, memory.LEAST - 1, []),
+    ],
+    ids=["as much as may be", "blocks", "resident", "too few items to judge"],
+)
+def test_a_soak_judges_how_memory_grows_after_half_time(blocks, resident, items, grown):
+    """What came before does not count; the message has the figures."""
+    begin, half = memory.Mark(0, 0.0, 0, 0), memory.Mark(5, 30.0, 80_000, 100)
+    end = memory.Mark(5 + items, 30.0 + resident, 80_000 + blocks, 100)
+    found = memory.violations([begin, half, half, end])
+    assert [violation.split()[0] for violation in found] == grown
+    assert all(str(items) in violation for violation in found)
+    assert memory.violations([begin, half, half]) == []

@@ -424,6 +424,45 @@ def test_whoever_leaves_makes_room_for_those_who_wait(gate, how):
     assert gate.batches == [[0], [2]]
 
 
+@pytest.mark.parametrize("place", ["running", "queued"])
+@pytest.mark.parametrize("how", ["a cancelled task", "a cancelled future", "a deadline"])
+def test_whoever_leaves_a_bounded_queue_leaves_nothing_behind(gate, how, place):
+    """Neither the item nor the key are kept for longer than the batch takes, though no other item comes."""
+
+    class Thing:
+        pass
+
+    async def leave(item: Any, key: Any) -> None:
+        task = asyncio.ensure_future(batch.options(key=key).aubatch(item))
+        await asyncio.sleep(SOON)
+        task.cancel()
+        await asyncio.wait([task])
+
+    item, key = Thing(), Thing()
+    refs = [weakref.ref(item), weakref.ref(key)]
+    with UBatch(handler=gate, max_queue=10) as batch:
+        if place == "queued":
+            batch.submit(0)
+            gate.wait_for_batch()
+        if how == "a cancelled task":
+            asyncio.run(leave(item, key))
+        else:
+            future = batch.options(key=key, deadline=SOON if how == "a deadline" else 1e3).submit(item)
+            if how == "a deadline":
+                assert isinstance(future.exception(PATIENCE), DeadlineExceeded)
+            future.cancel()
+            del future
+        gate.batches.clear()
+        del item, key
+        gate.opened.set()
+
+        def gone() -> bool:
+            gc.collect()
+            return all(ref() is None for ref in refs)
+
+        eventually(gone)
+
+
 def test_a_map_is_fed_in_pieces(gate):
     """Where it may wait for room, it may be longer than the queue."""
     with busy(gate, 4, 0, max_queue=5, overflow="block") as batch:

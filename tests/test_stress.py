@@ -1,6 +1,6 @@
 """Stress: every face of one batcher at once, with cancels, errors, stops, starts and forks, in a hurry.
 
-Threads, tasks and forks are `benchmarks/soak.py`, which runs for as long as one likes; here it runs for a moment.
+Threads, tasks and forks are `benchmarks/soak`, which runs for as long as one likes; here it runs for a moment.
 Greenlets are here. `UBATCH_STRESS_SECONDS` says how long each test takes, `UBATCH_SEED` repeats a run.
 """
 
@@ -19,35 +19,52 @@ import pytest
 
 from ubatch import HandlerFailed, Stopped, WorkerDied, aio
 
-SOAK = Path(__file__).resolve().parents[1] / "benchmarks" / "soak.py"
+ROOT = Path(__file__).resolve().parents[1]
 SECONDS = float(os.environ.get("UBATCH_STRESS_SECONDS", "3"))
 
 pytestmark = pytest.mark.stress
 
 
-@pytest.mark.parametrize(
-    "options",
-    [[], ["--no-forks", "--switch", "0.005"], ["--options"]],
-    ids=["forks, in a hurry", "at ease", "with options, in a hurry"],
-)
-def test_every_item_resolves_once(options, seed, run_python, tmp_path):
-    """Whatever is mixed, each accepted item resolves exactly once, and every counter returns to zero."""
-    out = tmp_path / "soak.json"
-    arguments = ["soak", "--seconds", SECONDS, "--interval", 1, "--seed", seed, "--out", out, *options]
+def soak(run_python, out, options, before="", returncode=0):
+    """The result of a soak in an interpreter of its own, where some code runs before."""
+    arguments = ["soak", "--seconds", SECONDS, "--interval", 1, "--out", out, *options]
     run_python(
         f"""
         import runpy, sys
+        sys.path.append({str(ROOT)!r})
         sys.argv = {[str(argument) for argument in arguments]!r}
-        runpy.run_path({str(SOAK)!r}, run_name="__main__")
+        {before}
+        runpy.run_module("benchmarks.soak", run_name="__main__")
         """,
         timeout=SECONDS + 100,
+        returncode=returncode,
     )
-    result = json.loads(out.read_text(encoding="utf-8"))
+    return json.loads(out.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--no-forks", "--switch", "0.005"], ["--options"], ["--aio"], ["--aio", "--plain"]],
+    ids=["forks, in a hurry", "at ease", "with options, in a hurry", "event loops", "event loops, a plain function"],
+)
+def test_every_item_resolves_once(options, seed, run_python, tmp_path):
+    """Whatever is mixed, each accepted item resolves exactly once, and every counter returns to zero."""
+    result = soak(run_python, tmp_path / "soak.json", ["--seed", seed, *options])
     assert result["violations"] == []
     assert result["seed"] == seed
     assert result["attempts"] == result["resolved"] > 1000
     assert result["stats"]["queued"] == result["stats"]["running"] == 0
     assert result["stats"]["items"] > 500
+    assert len(result["memory_at_rest"]) == 4
+
+
+@pytest.mark.parametrize("options", [["--options"], ["--aio"]], ids=["threads", "event loops"])
+def test_a_soak_fails_if_something_is_kept_of_each_item(options, seed, run_python, tmp_path):
+    """Status 1, and it says how much memory grew."""
+    leak = "from benchmarks.soak import ledger, memory; memory.LEAST = 0; kept = []; see = ledger.Ledger.see; "
+    leak += "ledger.Ledger.see = lambda self, items: (see(self, items), kept.extend(object() for _ in items * 10))"
+    result = soak(run_python, tmp_path / "soak.json", ["--seed", seed, *options], before=leak, returncode=1)
+    assert result["violations"][0].startswith("blocks grew by ")
 
 
 GREENLETS = """

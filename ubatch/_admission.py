@@ -40,7 +40,7 @@ class Admission:
         self._queue = queue
         self._inside = 0  # items in the queue that count
         self._absent = 0  # items in the lobby whose callers have left
-        self._departed: deque[Any] = deque()  # items whose callers have left, to be accounted for
+        self._departed: deque[Terms] = deque()  # of items whose callers have left, to be accounted for
 
     def offer(self, items: Sequence[Any], block: bool) -> int | None:
         """Let in as many as there is room for.
@@ -94,8 +94,11 @@ class Admission:
 
     def depart(self, item: Any) -> None:
         """An item's caller has left. May be called by any thread at any time."""
-        if self.rules.max_queue is not None and item.terms is not None:
-            self._departed.append(item)
+        terms = item.terms
+        if self.rules.max_queue is None or terms is None:
+            return
+        if terms.inside or self.lobby or self._coming:  # else it runs: nobody may ever look at it again
+            self._departed.append(terms)
 
     def begin(self, items: Iterable[Any]) -> None:
         """There is a bound from now on: count the items that are in the queue already."""
@@ -125,7 +128,7 @@ class Admission:
         """Account for those who have left."""
         while self._departed:
             try:
-                terms = self._departed.popleft().terms
+                terms = self._departed.popleft()
             except IndexError:  # done further up on this stack
                 return
             if terms.inside:

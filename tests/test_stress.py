@@ -139,6 +139,7 @@ def stops():
         batch.start()
         batch.max_size = chance.randrange(1, 32)
         batch.timeout = chance.choice((None, 0, 0.001))
+        batch.workers = chance.choice((1, 1, 2, 3))
         ubatch._driver.IDLE_EXIT = chance.choice((0.0, 0.001, 10.0))
 
 before = len(os.listdir("/proc/self/fd"))

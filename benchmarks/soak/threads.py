@@ -216,7 +216,7 @@ class Threads(Course):
         self.batch.max_size = chance.randrange(1, 40)
         self.batch.timeout = chance.choice((None, None, 0, 0.0005, 0.003))
         if self.special:
-            self.batch.max_queue = chance.choice((None, 20, 50, 200))
+            self.batch.reconfigure(max_queue=chance.choice((None, 20, 50, 200)), workers=chance.choice((1, 1, 2, 4)))
         ubatch._driver.IDLE_EXIT = chance.choice((10.0, 0.0, 0.0002))
         repr(self.batch)
 

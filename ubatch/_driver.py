@@ -625,6 +625,8 @@ class Driver(Intake):
         for seat in crew:
             self._abandon(seat)
             seat.wake(self)
+        if self._place is not None:
+            self._place.abandon()
         self._farewell()
 
     def _abandon(self, seat: Seat) -> None:

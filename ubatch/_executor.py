@@ -9,7 +9,8 @@ use. A call that an executor refused, as it had broken before, has not begun: it
 What `Renewable` made it also shuts down. An executor that was given to it is its giver's.
 
 Assumptions: an executor that has broken says so by `BrokenExecutor`, as those of the standard library, loky's and
-others do. No user code runs while a lock is held.
+others do. `_lock` is held while an executor is made or shut down, which is user code: so that there is one at a time,
+and none is left when `close` returns. Only workers take it, and who stops the batcher when no worker is left.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Renewable:
     def __init__(self, given: Executor | Callable[[], Executor]) -> None:
         self._given = given
         self._executor: Any = given if is_executor(given) else None
-        self._lock = _native.reentrant_lock()  # guards _executor
+        self._lock = _native.reentrant_lock()  # guards the setting of _executor
         self._inherited: list[Any] = []  # a parent's: not to be collected, as that would speak to the parent's children
         _living[id(self)] = weakref.ref(self, functools.partial(_forget, id(self)))
 
@@ -68,16 +69,10 @@ class Renewable:
         return executor, executor.submit(executed.function_for(executor), *args, **kwargs)
 
     def _present(self) -> Any:
-        executor = self._executor
-        if executor is None:
-            made = self._make()
-            with self._lock:
-                executor = self._executor
-                if executor is None:
-                    executor = self._executor = made
-            if executor is not made:  # another worker was faster
-                made.shutdown(wait=False)
-        return executor
+        with self._lock:
+            if self._executor is None:
+                self._executor = self._make()
+            return self._executor
 
     def _make(self) -> Any:
         given: Any = self._given
@@ -107,10 +102,16 @@ class Renewable:
         """
         with self._lock:
             executor = self._executor
-            if executor is None or executor is self._given:
-                return
+            if executor is not None and executor is not self._given:
+                self._executor = None
+                executor.shutdown(wait=wait)
+
+    def abandon(self) -> None:
+        """What runs may never end: let the next call have another executor, if it may be made here."""
+        executor = self._executor
+        if executor is not None and executor is not self._given:  # without the lock: a factory may never end either
             self._executor = None
-        executor.shutdown(wait=wait)
+            executor.shutdown(wait=False)
 
     def _forked(self) -> None:
         """In the child: the parent's executor has no threads here. No inherited lock is touched."""
@@ -174,13 +175,15 @@ class Executed:
             WorkerDied: the executor broke.
             Exception: what the handler raised; what the executor raises that does not take the call.
         """
-        executor, future = self._place.submit(self, args, kwargs)
+        executor = future = None
         try:
+            executor, future = self._place.submit(self, args, kwargs)
             return future.result()
         except RuntimeError as error:
             if not _tells_of_breakage(error):
                 raise
-            self._place.replace(executor)
+            if executor is not None:
+                self._place.replace(executor)
             raise WorkerDied(self._name, str(error)) from error
         finally:
             del future, args, kwargs  # an exception's traceback refers to this frame: to nobody's items

@@ -174,7 +174,7 @@ def checked_handlers(handler: Any, coroutines: bool) -> tuple[Callable[..., Any]
         TypeError, ValueError: it is not as it must be; see `UBatch`.
     """
     several = isinstance(handler, (list, tuple)) and not callable(handler)
-    handlers: tuple[Callable[..., Any], ...] = tuple(handler) if several else (handler,)
+    handlers: tuple[Any, ...] = tuple(handler) if several else (handler,)
     if not handlers:
         raise ValueError(f"a list of handlers must have at least one, not {handler!r}")
     for each in handlers:
@@ -219,11 +219,9 @@ def checked_executor(executor: Any) -> Renewable | None:
         return None
     from ._executor import Renewable, is_executor
 
-    if not (is_executor(executor) or callable(executor)):
-        raise TypeError(
-            f"executor must be a concurrent.futures.Executor, or a function that makes one, not {executor!r}"
-        )
-    return Renewable(executor)
+    if is_executor(executor) or callable(executor):
+        return Renewable(executor)  # pyright: ignore[reportArgumentType]
+    raise TypeError(f"executor must be a concurrent.futures.Executor, or a function that makes one, not {executor!r}")
 
 
 def policy_for(timeout: float | None, workers: int = 1) -> Window | Adaptive:

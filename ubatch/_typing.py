@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable, Iterator
+    from concurrent.futures import Executor
     from typing import Any, Concatenate, Protocol, TypeAlias, TypedDict
     from typing import Generic as Generic
     from typing import ParamSpec as ParamSpec
@@ -55,11 +56,8 @@ if TYPE_CHECKING:
         deadline: float | None
         aging: float
         isolate: bool
-
-    class LoopOptions(Options, total=False):
-        """The options of `aio.UBatch` that its decorators take by name."""
-
         workers: int
+        executor: Executor | Callable[[], Executor] | None
 
     class Face(Protocol[T_contra, U_co]):
         """A way to call a batcher with one item. The arguments after the first have no types of their own."""

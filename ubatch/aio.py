@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Concatenate, Protocol
 
-    from ._typing import AnyHandler, AnyMethod, Face, LoopOptions, Unpack
+    from ._typing import AnyHandler, AnyMethod, Face, Options, Unpack
     from .stats import Stats
 
 __all__ = ["UBatch", "dynamically", "ubatch_decorator"]
@@ -568,7 +568,7 @@ if TYPE_CHECKING:
 def ubatch_decorator(function: F, /) -> BatchedFunction[F]: ...
 @overload
 def ubatch_decorator(
-    max_size: int = 64, timeout: float | None = None, **options: Unpack[LoopOptions]
+    max_size: int = 64, timeout: float | None = None, **options: Unpack[Options]
 ) -> Callable[[F], BatchedFunction[F]]: ...
 def ubatch_decorator(max_size: Any = 64, timeout: float | None = None, **options: Any) -> Any:
     """Give a batch function the faces of a batcher: `await f.ubatch(x)`, `f.submit(x)`, `await f.map(xs)`.
@@ -597,7 +597,7 @@ def dynamically(
     timeout: float | None = None,
     *,
     small_batch_threshold: int | None = None,
-    **options: Unpack[LoopOptions],
+    **options: Unpack[Options],
 ) -> DynamicDecorator: ...
 def dynamically(
     max_size: Any = 64, timeout: float | None = None, *, small_batch_threshold: int | None = None, **options: Any

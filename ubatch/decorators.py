@@ -213,9 +213,9 @@ class Decorated:
                 raise TypeError(f"{self.__qualname__} is a classmethod: its batchers belong to classes")
             if self._is_method and self._kind is not staticmethod:
                 raise TypeError(f"{self.__qualname__} is a method: its batchers belong to instances, or to classes")
-            return self._batcher_of(self, self.__wrapped__)
+            return self._batcher_of(self, self)
 
-    def _batcher_of(self, owner: Any, handler: Callable[..., Any]) -> Any:
+    def _batcher_of(self, owner: Any, called: Any) -> Any:
         entries = getattr(owner, "__dict__", None)
         if entries is None:
             raise TypeError(
@@ -228,6 +228,8 @@ class Decorated:
         with _making:
             entry = entries.get(self._key)
             if type(entry) is not _Entry or entry.owner is not owner:
+                far = self._options.get("executor") is not None
+                handler = _Plain(called) if far else called.__wrapped__
                 entry = _Entry(owner, self.batcher_type(handler=handler, **self._options))
                 if isinstance(owner, type):
                     type.__setattr__(owner, self._key, entry)
@@ -264,7 +266,7 @@ class Bound:
             Raises:
                 TypeError: the instance has `__slots__` without room for it.
             """
-            return self.__func__._batcher_of(self.__self__, self.__wrapped__)
+            return self.__func__._batcher_of(self.__self__, self)
 
         def __getattr__(self, name):
             return getattr(self.__func__, name)  # __name__ and the like
@@ -467,6 +469,20 @@ class DynamicFunction(Decorated, _DynamicCall[T, U]):
     if TYPE_CHECKING:
 
         def __get__(self, instance: object, owner: type | None = None, /) -> DynamicFunction[T, U]: ...
+
+
+class _Plain:
+    """The plain function of a decorated one, or of a bound method; pickles by the latter's name."""
+
+    def __init__(self, decorated: Any) -> None:
+        functools.update_wrapper(self, decorated.__wrapped__)
+        self._decorated = decorated
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        return self.__wrapped__(*args, **kwargs)  # type: ignore[attr-defined]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Plain, (self._decorated,)
 
 
 class _Entry:

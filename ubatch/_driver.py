@@ -299,8 +299,6 @@ class Driver(Intake):
         seat.wake_at = NEVER
         while self._seat is seat:
             policy, schedule = self._policy, self._schedule
-            if self._untold:
-                self._tell_policy()
             if not queue and not schedule.sorted:
                 if not policy.passive and not self._closed:
                     self._await_returners(seat)
@@ -317,6 +315,7 @@ class Driver(Intake):
 
     def _await_returners(self, seat: Seat) -> None:
         """Nothing is queued: sleep through the first arrivals if the policy expects more."""
+        self._tell_policy()
         now = monotonic()
         hold = self._policy.expect(now, self._most(seat))
         if hold is not None:
@@ -333,6 +332,7 @@ class Driver(Intake):
             self._purge(most)
         if policy.passive:
             return False
+        self._tell_policy()
         now, queued = monotonic(), len(schedule)
         try:
             if isinstance(schedule, Fifo):
@@ -388,7 +388,7 @@ class Driver(Intake):
 
     def _run(self, seat: Seat) -> None:
         """Cut a batch, call the handler, deliver."""
-        most = self._most(seat)
+        most = self._most(seat) if self._isolate else self._max_size
         batch: list[Any] = []
         seat.batch = batch
         handlers, binder, counters = self._handlers, self._binder, self._counters
@@ -402,8 +402,7 @@ class Driver(Intake):
         if not batch:
             return
         assert handlers and binder is not None, "a worker without a handler"
-        handler = handlers[seat.post % len(handlers)]
-        policy = self._policy
+        handler, policy = handlers[0], self._policy
         counters.items += len(batch)
         counters.cuts["drained" if self._closed else "full" if len(batch) >= most else policy.reason] += 1
         seat.mine.append(True)
@@ -414,11 +413,13 @@ class Driver(Intake):
         timed = watched or len(batch) > 1  # who wakes a single caller need not know how long it took
         began = monotonic() if timed else 0.0
         if watched:
+            self._tell_policy()
             arrived = [ticket.arrived for ticket in batch]
             if schedule.special:
                 arrived.sort()
             policy.cut(began, arrived, len(schedule), most)
         if self._workers > 1:
+            handler = handlers[seat.post % len(handlers)]
             self._hand_on(seat)
         attempt = Isolating(self._ceiling(seat)) if self._isolate else Attempt()
         args = kwargs = None
@@ -451,8 +452,7 @@ class Driver(Intake):
         if watched and not seat.dismissed:  # measured: told after delivery it costs more, as callers wait for the GIL
             told = done, len(batch), done - began, len(self._schedule), sound
             if self._seat is seat:
-                if self._untold:
-                    self._tell_policy()
+                self._tell_policy()
                 policy.finished(*told)
             else:
                 self._untold.append(partial(policy.finished, *told))

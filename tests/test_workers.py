@@ -15,7 +15,7 @@ import pytest
 from gates import FOREVER, PATIENCE, Gate, echo, eventually, in_thread, inject, results
 
 import ubatch._driver
-from ubatch import Stopped, UBatch, WorkerDied, aio
+from ubatch import Stopped, UBatch, WorkerDied, aio, cached
 
 KINDS = ("threads", "tasks")
 
@@ -125,6 +125,20 @@ def test_a_batch_is_cut_when_a_worker_is_free(gate):
         gate.opened.set()
         results(queued)
     assert gate.batches[2:] == [list(range(40))]
+
+
+@pytest.mark.parametrize("cache", [None, {}])
+def test_a_stream_keeps_all_workers_busy(cache):
+    """By default there is a batch for each of them, and one more."""
+    together = threading.Barrier(3)
+
+    def handler(items: list[Any]) -> list[Any]:
+        together.wait(PATIENCE)
+        return items
+
+    with UBatch(2, 0.5, handler=handler, workers=3) as batch:
+        source: Any = batch if cache is None else cached(batch, cache)
+        assert list(source.stream(range(24))) == list(range(24))
 
 
 def test_the_first_that_is_done_takes_the_queue():

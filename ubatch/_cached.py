@@ -123,7 +123,6 @@ class _Cached(Flights, Generic[T, U]):
     """What both kinds have in common: what a call is, and the faces for coroutines."""
 
     batcher: Any
-    _workers = 1
 
     def __init__(self, batcher: Any, cache: Any, key: Callable[..., Hashable] | None) -> None:
         super().__init__(batcher, cache)
@@ -211,7 +210,8 @@ class _Cached(Flights, Generic[T, U]):
     def _two_batches(self) -> int:
         """Or, with several workers, one for each and one more, in items."""
         size: int = self.batcher.max_size
-        return size * (self._workers + 1)
+        workers: int = self.batcher.workers
+        return size * (workers + 1)
 
     def _submit_and_wait(self, item: T) -> asyncio.Future[U]:
         self._may_wait()
@@ -337,7 +337,6 @@ class AioCached(_Cached[T, U]):
 
     def __init__(self, batcher: Any, cache: Any, key: Callable[..., Hashable] | None) -> None:
         super().__init__(batcher, cache, key)
-        self._workers = batcher._job.workers
         self._loops: set[asyncio.AbstractEventLoop] = set()
 
     def _binder(self) -> Binder | None:

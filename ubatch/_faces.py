@@ -41,6 +41,7 @@ class Faces(Generic[T, U]):
     if TYPE_CHECKING:
         _name: str
         _max_size: int
+        _workers: int
         _threads: set[int]
         _rules: Rules
         _schedule: Fifo | Lanes
@@ -266,7 +267,7 @@ class Faces(Generic[T, U]):
 
         Args:
             items: any iterable, also an endless one: it is read as far as is needed, by whoever asks for results.
-            ahead: how many items may be in flight, at least 1; by default two batches.
+            ahead: how many items may be in flight, at least 1; by default a batch for each worker and one more.
 
         Returns:
             An iterator of one result for each item. The first item that fails ends it with its error, and drops
@@ -276,14 +277,14 @@ class Faces(Generic[T, U]):
             TypeError, ValueError: `ahead` is not as described.
             Exception: as `ubatch`, when the item's turn comes.
         """
-        ahead = checked_ahead(ahead, 2 * self._max_size)
+        ahead = checked_ahead(ahead, self._max_size * (self._workers + 1))
         if get_ident() in self._threads:
             raise self._own_worker()
         return stream(self.submit, items, ahead)
 
     def astream(self, items: Iterable[T] | AsyncIterable[T], /, *, ahead: int | None = None) -> AsyncIterator[U]:
         """`stream` for coroutines: `async for result in batcher.astream(items)`; `items` may be asynchronous."""
-        ahead = checked_ahead(ahead, 2 * self._max_size)
+        ahead = checked_ahead(ahead, self._max_size * (self._workers + 1))
         if get_ident() in self._threads:
             raise self._own_worker()
         return astream(self._asubmit, items, ahead)

@@ -219,15 +219,15 @@ class Driver(Intake):
 
     def _lead_again(self, seat: Seat) -> None:
         """A worker is done: it leads if nobody does."""
-        if seat.post >= self._workers or seat.dismissed:
+        if seat.post >= self._workers:
             return
         with self._shifts:
-            if self._seat is BUSY:
+            if self._seat is BUSY and not seat.dismissed:
                 self._seat = seat
         # without waiting: see the head of the file. Who holds the lock calls somebody if there is something to do
         if self._seat is NOBODY and self._lock.acquire(False):
             try:
-                if self._seat is NOBODY:
+                if self._seat is NOBODY and not seat.dismissed:
                     self._seat = seat
             finally:
                 self._lock.release()

@@ -14,11 +14,11 @@ import asyncio
 import sys
 from asyncio import get_running_loop
 
-from . import _native
-from ._binding import Binder, is_coroutine_function
-from ._loop import Home, Job, serving
-from ._loop_faces import Faces, View
-from ._options import (
+from ubatch import _native
+from ubatch._binding import Binder, is_coroutine_function
+from ubatch._loop import Home, Job, serving
+from ubatch._loop_faces import Faces, View
+from ubatch._options import (
     checked_isolate,
     checked_max_queue,
     checked_max_size,
@@ -27,11 +27,11 @@ from ._options import (
     checked_workers,
     rules_for,
 )
-from ._terms import UNSET
-from ._typing import Generic, ParamSpec, TypeVar, overload
-from .decorators import Bound, Decorated, decorate, for_many
-from .errors import HandlerAlreadySet, HandlerNotSet
-from .stats import Counters
+from ubatch._terms import UNSET
+from ubatch._typing import Generic, ParamSpec, TypeVar, overload
+from ubatch.decorators import Bound, Decorated, decorate, for_many
+from ubatch.errors import HandlerAlreadySet, HandlerNotSet
+from ubatch.stats import Counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,10 +39,23 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Concatenate, Protocol
 
-    from ._typing import AnyHandler, AnyMethod, Face, LoopOptions, Unpack
-    from .stats import Stats
+    from ubatch._typing import AnyHandler, AnyMethod, Face, LoopOptions, Unpack
+    from ubatch.stats import Stats
 
 __all__ = ["UBatch", "dynamically", "ubatch_decorator"]
+
+if TYPE_CHECKING:
+    from . import inference as inference
+else:
+
+    def __getattr__(name):
+        """`ubatch.aio.inference` is loaded at first use."""
+        if name == "inference":
+            from importlib import import_module
+
+            return import_module(".inference", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 Self = TypeVar("Self", bound="UBatch[Any, Any]")
 P = ParamSpec("P")
@@ -81,6 +94,8 @@ class UBatch(Faces[T, U]):
     Raises:
         TypeError, ValueError: an argument is not as described; the message has its value.
     """
+
+    _home_type = Home
 
     def __init__(
         self,
@@ -336,7 +351,7 @@ class UBatch(Faces[T, U]):
         with self._lock:
             for other in [other for other in self._homes if other.is_closed()]:
                 self._past.add(self._homes.pop(other).counters)
-            home = self._homes[loop] = Home(self._job, loop)
+            home = self._homes[loop] = self._home_type(self._job, loop)
         return home
 
     def _tell(self, what: Callable[..., None], *args: Any) -> None:

@@ -49,6 +49,10 @@ class Numpy:
         kind: Hashable = array.dtype
         return kind
 
+    def plain(self, arrays: list[Array]) -> tuple[Numpy | Torch, list[Array]]:
+        """The same memory as arrays of the library that is quickest at copying it, and that library."""
+        return self, arrays
+
     def empty(self, shape: Shape, like: Array, allocate: Allocate) -> Array:
         """A contiguous array of that shape with the dtype of `like`; its content is undefined."""
         count = prod(shape)
@@ -68,14 +72,16 @@ class Numpy:
 
     def scalar(self, number: Any, like: Array) -> Array:
         """A 0-d array of the dtype of `like`. Raises ValueError: the dtype cannot represent the number."""
-        try:
+        kind = like.dtype.kind
+        if kind in "biufc" and (kind == "c" or not isinstance(number, complex)):
             with self._numpy.errstate(all="ignore"):
-                scalar = self._numpy.asarray(number).astype(like.dtype)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"dtype {like.dtype} cannot represent the pad token {number!r}") from error
-        if not _represents(scalar.item() if like.dtype.kind in "biufc" else number, number, like.dtype.kind in "fc"):
-            raise ValueError(f"dtype {like.dtype} cannot represent the pad token {number!r}")
-        return scalar
+                try:
+                    scalar = self._numpy.asarray(number).astype(like.dtype)
+                except (TypeError, ValueError, OverflowError):  # some versions of numpy raise, some wrap around
+                    scalar = None
+            if scalar is not None and _represents(scalar.item(), number, kind in "fc"):
+                return scalar
+        raise ValueError(f"dtype {like.dtype} cannot represent the pad token {number!r}")
 
     def spread(self, scalar: Array, shape: Shape) -> Array:
         """An array of that shape, all of whose elements are the one of `scalar`; to be read only."""
@@ -99,6 +105,13 @@ class Torch:
 
     def __init__(self, torch: Any) -> None:
         self._torch = torch
+        words = {1: torch.int8, 2: torch.int16, 4: torch.int32}
+        numpy_lacks = [
+            dtype
+            for name, dtype in vars(torch).items()
+            if name.startswith(("bfloat", "float8", "complex32", "uint16", "uint32")) and hasattr(dtype, "itemsize")
+        ]
+        self._words = {dtype: words[dtype.itemsize] for dtype in numpy_lacks}
 
     def own(self, value: Any) -> Array:
         """`value` as a tensor with a shape of its own, without gradient; no copy is made of a tensor.
@@ -110,11 +123,21 @@ class Torch:
             value = self._torch.as_tensor(value)
         if value.layout is not self._torch.strided or value.is_quantized or value.is_nested:
             raise TypeError(f"a tensor of layout {value.layout}, dtype {value.dtype} cannot be stacked")
-        return value.detach()
+        return value.detach().resolve_conj().resolve_neg()
 
     def kind(self, array: Array) -> Hashable:
         """What tensors that are stacked must have in common, beside the shape: dtype and device."""
         return array.dtype, array.device
+
+    def plain(self, arrays: list[Array]) -> tuple[Numpy | Torch, list[Array]]:
+        """The same memory as arrays of the library that is quickest at copying it, and that library."""
+        first = arrays[0]
+        if first.device.type != "cpu" or _numpy() is None:
+            return self, arrays
+        words = self._words.get(first.dtype)
+        if words is not None:
+            arrays = [tensor.view(words) for tensor in arrays]
+        return _libraries(Numpy), [tensor.numpy() for tensor in arrays]
 
     def empty(self, shape: Shape, like: Array, allocate: Allocate) -> Array:
         """A contiguous tensor of that shape with the dtype and on the device of `like`; its content is undefined."""
@@ -136,13 +159,12 @@ class Torch:
 
     def scalar(self, number: Any, like: Array) -> Array:
         """A 0-d tensor of the dtype of `like`. Raises ValueError: the dtype cannot represent the number."""
-        is_inexact = like.dtype.is_floating_point or like.dtype.is_complex
         try:
             scalar = self._torch.full((), number, dtype=like.dtype)
-            is_right = _represents(scalar.item(), number, is_inexact)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"dtype {like.dtype} cannot represent the pad token {number!r}") from error
-        if not is_right:
+        except (TypeError, ValueError, RuntimeError):
+            scalar = None
+        is_inexact = like.dtype.is_floating_point or like.dtype.is_complex
+        if scalar is None or not _represents(scalar.item(), number, is_inexact):
             raise ValueError(f"dtype {like.dtype} cannot represent the pad token {number!r}")
         return scalar.to(like.device)
 
@@ -242,23 +264,28 @@ class Device:
     def __init__(self, device: Any) -> None:
         self._torch = _torch()
         self._device = self._torch.device(device)
-        self._empty: Callable[..., Array] = self._torch.empty
 
-    def staged(self, shape: Shape, like: Array) -> tuple[Array, Array]:
-        """Memory for a batch on its way: as an array of the library of `like`, to be filled; and as a tensor.
+    def check(self, array: Array) -> None:
+        """Raises TypeError, ValueError: torch has no such dtype."""
+        if not isinstance(array, self._torch.Tensor):
+            self._torch.from_numpy(_numpy().empty(0, array.dtype))
+
+    def staged(self, shape: Shape, like: Array, origin: Array) -> tuple[Array, Array]:
+        """Memory for a batch on its way: as an array of the library of `like`, to be filled, and as a tensor.
 
         torch keeps pinned memory for the next batch, once what is copied from it has arrived.
 
-        Raises:
-            TypeError: torch has no such dtype.
+        Args:
+            like, origin: an example's array, plain and as it is.
         """
-        if isinstance(like, self._torch.Tensor):
-            pinned = self._device.type == "cuda" and like.device.type == "cpu"
-            tensor = self._empty(shape, dtype=like.dtype, device=like.device, pin_memory=pinned)
-            return tensor, tensor
-        dtype = self._torch.from_numpy(_numpy().empty(0, like.dtype)).dtype
-        tensor = self._empty(shape, dtype=dtype, pin_memory=self._device.type == "cuda")
-        return tensor.numpy(), tensor
+        pinned = self._device.type == "cuda"
+        if not isinstance(origin, self._torch.Tensor):
+            tensor = self._torch.from_numpy(_numpy().empty(0, origin.dtype))
+            tensor = self._torch.empty(shape, dtype=tensor.dtype, pin_memory=pinned)
+            return tensor.numpy(), tensor
+        pinned = pinned and origin.device.type == "cpu"
+        tensor = self._torch.empty(shape, dtype=origin.dtype, device=origin.device, pin_memory=pinned)
+        return _libraries(Torch).plain([tensor])[1][0], tensor
 
     def moved(self, tensor: Array) -> Array:
         """The tensor, there."""

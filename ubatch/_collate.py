@@ -15,6 +15,7 @@ is used again exactly where it would have been freed, and a result, or what a ha
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 
 from ._arrays import Device, library_for, library_of
 from ._blocks import Blocks, no_blocks
@@ -122,11 +123,11 @@ class Collator:
                     outline = padding.outline(array.shape)
                     padding.scalar(library, array)
                 if self._device is not None:
-                    self._device.staged((0,), array)
+                    self._device.check(array)
             except (TypeError, ValueError) as error:
-                raise type(error)(f"feature {name!r}: {error}") from error
+                raise _about(name, error) from error
             form.append((name, kind, outline))
-        form.sort(key=_name)
+        form.sort(key=itemgetter(0))
         example.form = example.key = tuple(form)
         return example
 
@@ -146,7 +147,7 @@ class Collator:
         """
         batch: dict[str, Any] = {}
         for name in examples[0]:
-            batch[name] = self._stacked(name, [example[name] for example in examples])
+            batch[name] = self._stacked(name, list(map(itemgetter(name), examples)))
         if self._lengths is not None:
             batch[self._lengths] = {
                 name: self._sizes(padding, [example[name] for example in examples])
@@ -158,17 +159,20 @@ class Collator:
     def _stacked(self, name: str, rows: list[Array]) -> Array:
         first, padding = rows[0], self._paddings.get(name)
         library = library_for(first)
+        filler, rows = library.plain(rows)
         shape = (len(rows), *(first.shape if padding is None else padding.shape(rows)))
         if self._device is None:
-            out = batch = library.empty(shape, first, self._allocate)
+            batch = library.empty(shape, first, self._allocate)
+            out = library.plain([batch])[1][0]
         else:
-            out, batch = self._device.staged(shape, first)
+            out, batch = self._device.staged(shape, rows[0], first)
         if padding is not None:
-            padding.fill(out, rows, library)
+            scalar = library.plain([padding.scalar(library, first)])[1][0]
+            padding.fill(out, rows, scalar, filler)
         elif first.ndim == 0:
-            library.concatenate([row.reshape(1) for row in rows], out)
+            filler.concatenate([row.reshape(1) for row in rows], out)
         else:
-            library.concatenate(rows, out.reshape(len(rows) * first.shape[0], *first.shape[1:]))
+            filler.concatenate(rows, out.reshape(len(rows) * first.shape[0], *first.shape[1:]))
         return batch if self._device is None else self._device.moved(batch)
 
     def _sizes(self, padding: Padding, rows: list[Array]) -> Array:
@@ -272,8 +276,8 @@ def _check_alike(kinds: Iterable[Any]) -> None:
         raise ValueError(f"the rows' results cannot be stacked, as they are not alike: {found[0]} and {found[1]}")
 
 
-def _name(entry: tuple[str, Hashable, Hashable]) -> str:
-    return entry[0]
+def _about(name: str, error: TypeError | ValueError) -> TypeError | ValueError:
+    return (TypeError if isinstance(error, TypeError) else ValueError)(f"feature {name!r}: {error}")
 
 
 def _column(name: str, value: Any) -> Any:
@@ -284,7 +288,7 @@ def _column(name: str, value: Any) -> Any:
         library = library_for(value)
         array = library.own(value)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"feature {name!r}: {error}") from error
+        raise _about(name, error) from error
     if array.ndim == 0:
         raise ValueError(f"feature {name!r} has no batch axis: {value!r}")
     return [array[index, ...] for index in range(array.shape[0])]

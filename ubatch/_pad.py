@@ -32,6 +32,8 @@ class Padding:
         side: "right": padding comes after the data. "left": before.
     """
 
+    KNOWN = 4096
+
     def __init__(self, name: str, token: Any, axes: tuple[int, ...], multiple: int, side: str) -> None:
         self._name = name
         self._token = token
@@ -40,6 +42,7 @@ class Padding:
         self._left = side == LEFT
         self._axes: dict[int, tuple[int, ...]] = {}  # by number of axes
         self._scalars: dict[Hashable, Array] = {}  # by kind of array
+        self._known: dict[Hashable, dict[int, Array]] = {}  # by kind and shape, and by size: what goes between rows
 
     def axes(self, ndim: int) -> tuple[int, ...]:
         """The padded axes of an example with `ndim` axes, in order. Raises ValueError: it has no such axis."""
@@ -78,36 +81,47 @@ class Padding:
         shape = tuple(rows[0].shape)
         axes = self.axes(len(shape))
         if axes == (0,):
-            return (self.padded(max([row.shape[0] for row in rows])), *shape[1:])
+            return (self.padded(max(map(len, rows))), *shape[1:])
         return tuple(
             self.padded(max([row.shape[axis] for row in rows])) if axis in axes else size
             for axis, size in enumerate(shape)
         )
 
-    def fill(self, out: Array, rows: Sequence[Array], library: Numpy | Torch) -> None:
-        """Write rows, and padding around them, into `out`, of shape (number of rows, *padded shape)."""
-        scalar = self.scalar(library, rows[0])
+    def fill(self, out: Array, rows: Sequence[Array], scalar: Array, library: Numpy | Torch) -> None:
+        """Write rows, and padding around them, into `out`, of shape (number of rows, *padded shape), in one pass.
+
+        Args:
+            out, rows, scalar: of the library; `scalar` is what to pad with.
+        """
         shape = out.shape[1:]
         if self.axes(len(shape)) == (0,):  # rows are contiguous in `out`, as is the padding between them
-            width = shape[0]
-            gaps = [width - row.shape[0] for row in rows]
-            widest = max(gaps)
-            if widest:
-                blank = library.spread(scalar, (widest, *shape[1:]))
-                blanks = {gap: blank[:gap] for gap in set(gaps)}
-                between = [blanks[gap] for gap in gaps]
-                pairs = zip(between, rows, strict=True) if self._left else zip(rows, between, strict=True)
-                rows = [part for pair in pairs for part in pair]
-            library.concatenate(rows, out.reshape(out.shape[0] * width, *shape[1:]))
+            width, rest = shape[0], shape[1:]
+            parts: list[Any] = [None] * (2 * len(rows))
+            parts[self._left :: 2] = rows
+            parts[not self._left :: 2] = self._gaps([width - size for size in map(len, rows)], rest, scalar, library)
+            library.concatenate(parts, out.reshape(len(rows) * width, *rest))
             return
         for place, row in zip(out, rows, strict=True):
             inside: list[slice] = []
             for axis, size in enumerate(row.shape):
-                region, rest = self._cut(size, shape[axis])
+                region, beyond = self._cut(size, shape[axis])
                 if size < shape[axis]:  # one slab for each axis, so that nothing is written twice
-                    place[tuple(inside) + (rest,)] = scalar
+                    inside.append(beyond)
+                    place[tuple(inside)] = scalar
+                    inside.pop()
                 inside.append(region)
             place[tuple(inside)] = row
+
+    def _gaps(self, sizes: list[int], rest: Shape, scalar: Array, library: Numpy | Torch) -> list[Array]:
+        """Padding of these sizes; the same arrays for the next batch, as they take no memory, but time to make."""
+        known = self._known.setdefault((library.kind(scalar), rest), {})
+        try:
+            return [known[size] for size in sizes]
+        except KeyError:
+            if len(known) > self.KNOWN:
+                known.clear()
+            known.update({size: library.spread(scalar, (size, *rest)) for size in set(sizes)})
+            return [known[size] for size in sizes]
 
     def _cut(self, size: int, full: int) -> tuple[slice, slice]:
         """Where along an axis the data are, and where the padding is."""

@@ -86,6 +86,7 @@ class Collator:
         }
         self._lengths = lengths
         self._unpad = checked_unpad(unpad, tokens)
+        self._is_fresh = not reuse
         self._allocate = Blocks().take if reuse else no_blocks
         self._device = None if device is None else Device(device)
 
@@ -168,7 +169,7 @@ class Collator:
             out, batch = self._device.staged(shape, rows[0], first)
         if padding is not None:
             scalar = library.plain([padding.scalar(library, first)])[1][0]
-            padding.fill(out, rows, scalar, filler)
+            padding.fill(out, rows, scalar, filler, self._is_fresh)
         elif first.ndim == 0:
             filler.concatenate([row.reshape(1) for row in rows], out)
         else:

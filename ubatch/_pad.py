@@ -87,30 +87,47 @@ class Padding:
             for axis, size in enumerate(shape)
         )
 
-    def fill(self, out: Array, rows: Sequence[Array], scalar: Array, library: Numpy | Torch) -> None:
-        """Write rows, and padding around them, into `out`, of shape (number of rows, *padded shape), in one pass.
+    def fill(self, out: Array, rows: Sequence[Array], scalar: Array, library: Numpy | Torch, is_fresh: bool) -> None:
+        """Write rows, and padding around them, into `out`, of shape (number of rows, *padded shape).
 
         Args:
             out, rows, scalar: of the library; `scalar` is what to pad with.
+            is_fresh: whether the memory was never written to. The system maps it page by page, which is quicker in one
+                go, with padding, than between rows. Else everything is written once.
         """
         shape = out.shape[1:]
-        if self.axes(len(shape)) == (0,):  # rows are contiguous in `out`, as is the padding between them
-            width, rest = shape[0], shape[1:]
-            parts: list[Any] = [None] * (2 * len(rows))
-            parts[self._left :: 2] = rows
-            parts[not self._left :: 2] = self._gaps([width - size for size in map(len, rows)], rest, scalar, library)
-            library.concatenate(parts, out.reshape(len(rows) * width, *rest))
+        if is_fresh:
+            out[...] = scalar
+        if self.axes(len(shape)) == (0,):
+            self._fill_first(out, rows, scalar, library, is_fresh)
             return
         for place, row in zip(out, rows, strict=True):
             inside: list[slice] = []
             for axis, size in enumerate(row.shape):
                 region, beyond = self._cut(size, shape[axis])
-                if size < shape[axis]:  # one slab for each axis, so that nothing is written twice
+                if size < shape[axis] and not is_fresh:  # one slab for each axis, so that nothing is written twice
                     inside.append(beyond)
                     place[tuple(inside)] = scalar
                     inside.pop()
                 inside.append(region)
             place[tuple(inside)] = row
+
+    def _fill_first(
+        self, out: Array, rows: Sequence[Array], scalar: Array, library: Numpy | Torch, is_fresh: bool
+    ) -> None:
+        """The same, padded along the first axis alone, in as few steps of Python as can be."""
+        width, rest = out.shape[1], out.shape[2:]
+        if not is_fresh:  # rows are contiguous in `out`, as is the padding between them
+            parts: list[Any] = [None] * (2 * len(rows))
+            parts[self._left :: 2] = rows
+            parts[not self._left :: 2] = self._gaps([width - size for size in map(len, rows)], rest, scalar, library)
+            library.concatenate(parts, out.reshape(len(rows) * width, *rest))
+        elif self._left:
+            for place, row in zip(out, rows, strict=True):
+                place[width - len(row) :] = row
+        else:
+            for place, row in zip(out, rows, strict=True):
+                place[: len(row)] = row
 
     def _gaps(self, sizes: list[int], rest: Shape, scalar: Array, library: Numpy | Torch) -> list[Array]:
         """Padding of these sizes; the same arrays for the next batch, as they take no memory, but time to make."""

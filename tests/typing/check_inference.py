@@ -29,7 +29,7 @@ def configured(features: dict[str, Array]) -> dict[str, Array]:
     raise NotImplementedError
 
 
-@inference.dynamically(spread_kwargs=True, pad_axis={"ids": (0, 1)}, unpad={0: "ids"}, key=lambda example: 1)
+@inference.dynamically(spread_kwargs=True, pad_axis={"ids": (0, 1)}, unpad={0: "ids"}, key=len)
 def spread(ids: Array, mask: Array) -> tuple[Array, Array]:
     raise NotImplementedError
 

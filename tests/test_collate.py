@@ -7,14 +7,17 @@ import math
 import threading
 import types
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ubatch._blocks import Blocks
+from ubatch import _arrays
+from ubatch._blocks import LARGE, Blocks
 from ubatch._collate import Collator, joined, rows_of
+from ubatch._pad import Padding
 from ubatch.errors import BadBatchOutputSize
 
 np = pytest.importorskip("numpy")
@@ -187,6 +190,38 @@ def test_a_device():
         Collator(device="nowhere")
 
 
+@needs_torch
+def test_torch_without_numpy(monkeypatch):
+    """Lists become tensors then; all else is torch's own work."""
+    monkeypatch.setattr(_arrays, "_numpy", lambda: None)
+    collator = Collator({"x": 9}, "left", pad_axis=0, lengths="n")
+    rows = [[1, 2], torch.tensor([3]), torch.tensor([[4, 4], [5, 5]])[:, 0]]
+    for _ in range(2):
+        stacked = collator.stack([collator.example({"x": row, "y": 1.5}) for row in rows])
+        assert torch.equal(stacked["x"], torch.tensor([[1, 2], [9, 3], [4, 5]]))
+        assert torch.equal(stacked["y"], torch.full((3,), 1.5))
+        assert torch.equal(stacked["n"]["x"], torch.tensor([2, 1, 2]))
+
+
+def test_threads_may_share_a_collator(hurry, monkeypatch):
+    """What it remembers of padding is forgotten under the eyes of others, who do not notice."""
+    monkeypatch.setattr(Padding, "KNOWN", 2)
+    collator, wrong = Collator({"x": 0}), []
+
+    def work(seed):
+        rng = np.random.default_rng(seed)
+        for _ in range(300):
+            rows = [np.full(size, seed + 1) for size in rng.integers(0, 9, 3)]
+            stacked = collator.stack([collator.example({"x": row}) for row in rows])["x"]
+            for found, row in zip(stacked, rows, strict=True):
+                if not (found == (seed + 1) * (np.arange(len(found)) < len(row))).all():
+                    wrong.append((seed, found, row))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert wrong == []
+
+
 # -- what is of one form ----------------------------------------------------------------------------------
 
 
@@ -326,13 +361,15 @@ HOLDS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("width", [8, LARGE // 24 + 1])
 @pytest.mark.parametrize("hold", HOLDS)
-def test_memory_that_something_can_reach_is_not_used_again(library, hold):
-    """Whatever is kept of 100 batches stays what it was; and once it is gone, its memory is used again."""
+def test_memory_that_something_can_reach_is_not_used_again(library, hold, width):
+    """What is kept of 100 batches (fewer large ones) stays as it was; once it is gone, its memory is used again."""
+    count = 100 if width < 1000 else 5
     collator = Collator({"x": 0})
 
     def stacked(number):
-        rows = [np.full(size, number) for size in (5, 8, 3)]
+        rows = [np.full(size, number) for size in (5, width, 3)]
         if library == "torch":
             rows = [torch.from_numpy(row) for row in rows]
         return collator.stack([collator.example({"x": row}) for row in rows])["x"]
@@ -340,13 +377,13 @@ def test_memory_that_something_can_reach_is_not_used_again(library, hold):
     def copied(kept):
         return bytes(kept) if isinstance(kept, memoryview) else np.asarray(kept).copy()
 
-    kept = [HOLDS[hold](stacked(number)) for number in range(100)]
-    wanted = [copied(HOLDS[hold](stacked(number))) for number in range(100)]
+    kept = [HOLDS[hold](stacked(number)) for number in range(count)]
+    wanted = [copied(HOLDS[hold](stacked(number))) for number in range(count)]
     for one, other in zip(kept, wanted, strict=True):
         np.testing.assert_array_equal(copied(one), other)
     del kept, one
     gc.collect()
-    where = {address(stacked(number)) for number in range(100)}
+    where = {address(stacked(number)) for number in range(count)}
     assert len(where) <= Blocks.LIMIT
 
 
@@ -355,12 +392,15 @@ def address(batch):
     return batch.ctypes.data if isinstance(batch, np.ndarray) else batch.data_ptr()
 
 
+@pytest.mark.parametrize("size", [1000, LARGE // 16])
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_memory_is_used_again(library):
-    """One block for batches that nobody keeps; fresh memory if that is asked for."""
-    collator, row = Collator({"x": 0}), np.arange(100_000)
+def test_memory_is_used_again(library, size):
+    """One block for batches that nobody keeps, small or large; fresh memory if that is asked for."""
+    collator, row = Collator({"x": 0}), np.arange(size)
     example = collator.example({"x": row if library == "numpy" else torch.from_numpy(row)})
-    assert len({address(collator.stack([example] * size)["x"]) for size in (2, 2, 2, 2)}) == 1
+    assert len({address(collator.stack([example] * 4)["x"]) for _ in range(4)}) == 1
+    kept = [collator.stack([example] * 4)["x"] for _ in range(3)]
+    assert len({address(one) for one in kept}) == 3
     kept = [Collator({"x": 0}, reuse=False).stack([example])["x"] for _ in range(3)]
     assert len({address(one) for one in kept}) == 3
 

@@ -26,7 +26,7 @@ class Blocks:
     """Memory of batches, to be used again once nothing refers to it."""
 
     LIMIT = 32
-    """Blocks of about one size, at most; where more are in use, the library forgets those that it lent first."""
+    """Blocks of one size, at most; where more are in use, the library forgets those that it lent first."""
 
     def __init__(self) -> None:
         self._blocks: dict[int, deque[Block]] = {}
@@ -35,8 +35,7 @@ class Blocks:
         """At least `size` bytes that nothing else refers to; `None` for none. O(blocks of that size in use)."""
         if not size:
             return None
-        step = 1 << max(size.bit_length() - 3, 12)
-        size = -(-size // step) * step  # a quarter more at most, as the next batch is seldom of the very same size
+        size = 1 << max((size - 1).bit_length(), 12)  # few sizes, as the next batch is seldom of the very same one
         blocks = self._blocks.get(size)
         if blocks is None:
             blocks = self._blocks.setdefault(size, deque(maxlen=self.LIMIT))

@@ -32,7 +32,8 @@ class Padding:
         side: "right": padding comes after the data. "left": before.
     """
 
-    KNOWN = 4096
+    KNOWN = 1024
+    """Sizes of padding to remember, for each kind and shape."""
 
     def __init__(self, name: str, token: Any, axes: tuple[int, ...], multiple: int, side: str) -> None:
         self._name = name
@@ -131,13 +132,15 @@ class Padding:
 
     def _gaps(self, sizes: list[int], rest: Shape, scalar: Array, library: Numpy | Torch) -> list[Array]:
         """Padding of these sizes; the same arrays for the next batch, as they take no memory, but time to make."""
-        known = self._known.setdefault((library.kind(scalar), rest), {})
+        kind = library.kind(scalar), rest
+        known = self._known.get(kind, {})
         try:
             return [known[size] for size in sizes]
         except KeyError:
-            if len(known) > self.KNOWN:
-                known.clear()
+            # a fresh dictionary, as another thread may be reading this one
+            known = {} if len(known) > self.KNOWN else dict(known)
             known.update({size: library.spread(scalar, (size, *rest)) for size in set(sizes)})
+            self._known[kind] = known
             return [known[size] for size in sizes]
 
     def _cut(self, size: int, full: int) -> tuple[slice, slice]:

@@ -299,7 +299,8 @@ def dynamically(
         unpad: the padded feature of which the outputs have the padding, along the same axes of an example: each result
             is cut back to its own size. Or these by output: `{"hidden": "input_ids"}`, or by position, `{0: …}`.
         reuse: use the memory of a batch again when nothing refers to it any more, neither a result that is a view of
-            it nor the handler. `False`: fresh memory for each batch, which is slower, and returned to the system.
+            it nor the handler. So up to some four times the memory of the largest batches at work is kept. `False`:
+            fresh memory for each batch, which takes several times as long to fill, and is returned to the system.
         device: where the handler is to find its batch, as tensors: a batch is filled in pinned memory, and copied in
             one piece. By default they are where the examples are.
         spread_kwargs: call the handler with the features as keyword arguments, `handler(input_ids=…)`.

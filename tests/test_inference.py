@@ -404,6 +404,25 @@ def test_keys_come_on_top_of_forms(threads):
     assert sorted(batches) == [[1], [1], [1, 2], [1, 2], [2], [2]]
 
 
+def test_keys_of_views_come_on_top_of_forms_on_an_event_loop(run):
+    """One handler call for each form, whatever key is asked for."""
+    dtypes = []
+
+    @aio_inference.dynamically(max_size=8, timeout=0.05)
+    async def handler(features):
+        dtypes.append(features["x"].dtype.str)
+        return features["x"]
+
+    async def main():
+        mixed = handler.options(key="all")
+        results = await asyncio.gather(*(mixed.ubatch(x=np.ones(2, dtype)) for dtype in ("i4", "f4", "i4")))
+        assert [result.dtype.str for result in results] == ["<i4", "<f4", "<i4"]
+        await handler.batcher.stop()
+
+    run(main)
+    assert sorted(dtypes) == ["<f4", "<i4"]
+
+
 def test_a_bad_call_fails_alone(threads):
     """At once, in its caller; of a map or a call, all or none."""
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from operator import itemgetter
 
-from ._arrays import Device, library_for, library_of
+from ._arrays import LIBRARIES, Device, library_for, library_of
 from ._blocks import Blocks, no_blocks
 from ._pad import LEFT, RIGHT, Padding, checked_axes, checked_tokens, checked_unpad
 from .errors import BadBatchOutputSize
@@ -267,8 +267,10 @@ def joined(results: Sequence[Any]) -> Any:
     library = library_of(first)
     if library is None:
         return list(results)
+    if len(results) == 1:
+        return first.reshape(1, *first.shape)
     _check_alike([(tuple(row.shape), row.dtype) if library_of(row) is library else type(row) for row in results])
-    return first.reshape(1, *first.shape) if len(results) == 1 else library.stack(results)
+    return library.stack(results)
 
 
 def _check_alike(kinds: Iterable[Any]) -> None:
@@ -286,8 +288,7 @@ def _column(name: str, value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return value
     try:
-        library = library_for(value)
-        array = library.own(value)
+        array = value if type(value) in LIBRARIES else library_for(value).own(value)
     except (TypeError, ValueError) as error:
         raise _about(name, error) from error
     if array.ndim == 0:

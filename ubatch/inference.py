@@ -210,13 +210,15 @@ class _Call(_Faces["Stackable[U]"], Generic[U]):
             Exception: as `UBatch.map`.
         """
         rows = rows_of(given(features, named))
-        results: U = joined(for_many(self, rows).map(rows))
+        alone = len(rows) == 1
+        results: U = joined([self.batcher.ubatch(rows[0])] if alone else for_many(self, rows).map(rows))
         return results
 
     async def acall(self, /, *features: Features, **named: Any) -> U:
         """The call for coroutines."""
         rows = rows_of(given(features, named))
-        results: U = joined(await for_many(self, rows).amap(rows))
+        alone = len(rows) == 1
+        results: U = joined([await self.batcher.aubatch(rows[0])] if alone else await for_many(self, rows).amap(rows))
         return results
 
     def options(  # type: ignore[override]

@@ -107,7 +107,8 @@ class _Call(_Faces["Stackable[U]"], Generic[U]):
     async def __call__(self, /, *features: Features, **named: Any) -> U:
         """The results of one or several rows; see `ubatch.inference`."""
         rows = rows_of(given(features, named))
-        results: U = joined(await for_many(self, rows).map(rows))
+        alone = len(rows) == 1
+        results: U = joined([await self.batcher.ubatch(rows[0])] if alone else await for_many(self, rows).map(rows))
         return results
 
     acall = __call__

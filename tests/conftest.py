@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import multiprocessing.resource_tracker
 import os
 import secrets
 import selectors
@@ -226,6 +227,12 @@ def seed() -> int:
     value = int(os.environ.get("UBATCH_SEED") or secrets.randbits(32))
     print(f"UBATCH_SEED={value}")
     return value
+
+
+@pytest.fixture(scope="session")
+def _processes_may_be_spawned() -> None:
+    """The process that multiprocessing starts once, and keeps, is there before the test begins."""
+    multiprocessing.resource_tracker.ensure_running()
 
 
 @pytest.fixture(scope="session")

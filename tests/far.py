@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from ubatch import dynamically, ubatch_decorator
+from ubatch.inference import dynamically as dynamically_inferred
 
 
 def double(items: list[Any]) -> list[Any]:
@@ -44,6 +45,12 @@ def decorated(items: list[int]) -> list[int]:
 @dynamically(max_size=8, executor=dict)
 def dynamic(items: list[int]) -> list[int]:
     return [item + os.getpid() for item in items]
+
+
+@dynamically_inferred(max_size=8, pad_tokens={"x": 0}, executor=dict)
+def sums(features: dict[str, Any]) -> dict[str, Any]:
+    x = features["x"]
+    return {"sum": x.sum(1), "pid": 0 * x[:, 0] + os.getpid()}
 
 
 class Model:

@@ -62,3 +62,13 @@ def test_an_errors_values_are_attributes(error):
     """What its message names can be read from it by the name that its constructor gives it."""
     names = list(inspect.signature(type(error)).parameters)
     assert tuple(getattr(error, name) for name in names) == error.args
+
+
+@pytest.mark.parametrize("package", ["ubatch", "ubatch.aio"])
+def test_a_warning_is_about_the_line_that_called(package):
+    """Not about a line of the package, or of a package inside it."""
+    namespace = {"__package__": package, "warn_caller": errors.warn_caller}
+    exec("def call():\n    warn_caller('something')", namespace)
+    with pytest.warns(RuntimeWarning, match="something") as caught:
+        namespace["call"]()
+    assert caught[0].filename == __file__

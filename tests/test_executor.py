@@ -22,6 +22,8 @@ from gates import PATIENCE, Gate, echo, eventually, in_thread, results
 from ubatch import Stopped, UBatch, WorkerDied, aio, dynamically
 from ubatch._executor import _twin
 
+pytestmark = pytest.mark.usefixtures("_processes_may_be_spawned")
+
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -37,13 +39,6 @@ def pool(request: pytest.FixtureRequest) -> Iterator[Executor | Callable[[], Exe
     else:
         with processes() as executor:
             yield executor
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _resource_tracker() -> None:
-    """The process that multiprocessing starts once, and keeps, is there before the first test."""
-    with processes() as executor:
-        executor.submit(os.getpid).result(PATIENCE)
 
 
 # -- what they do ---------------------------------------------------------------------------------------------

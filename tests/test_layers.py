@@ -19,9 +19,22 @@ PACKAGE = Path(ubatch.__file__).parent
 
 # From the lowest up. A room imports rooms of lower rows only, none of its own row; so there are no cycles.
 ROWS = (
-    ("errors", "_native", "_typing", "_binding", "_ceiling", "_cost", "_traffic", "_terms", "stats"),
-    ("_returns", "_bursts", "_schedule", "_attempt", "_alarm", "_padding"),
-    ("_admission", "_policy", "_isolation"),
+    (
+        "errors",
+        "_native",
+        "_typing",
+        "_binding",
+        "_ceiling",
+        "_cost",
+        "_traffic",
+        "_terms",
+        "_arrays",
+        "_blocks",
+        "stats",
+    ),
+    ("_arrays", "_blocks"),
+    ("_returns", "_bursts", "_schedule", "_attempt", "_alarm", "_padding", "_pad"),
+    ("_admission", "_policy", "_isolation", "_collate"),
     ("_lanes",),
     ("_waiters", "_executor"),
     ("_seats", "_options", "_future", "_streams"),
@@ -30,17 +43,23 @@ ROWS = (
     ("_faces",),
     ("core",),
     ("decorators", "_loop", "_flights"),
-    ("_loop_faces",),
+    ("_loop_faces", "inference"),
     ("aio",),
+    ("aio.inference",),
     ("_cached",),
     ("__init__",),
 )
 LEVELS = {room: level for level, row in enumerate(ROWS) for room in row}
 PURE = {"stats", "_ceiling", "_cost", "_traffic", "_returns", "_bursts", "_policy", "_schedule", "_lanes", "_binding"}
-PURE |= {"_admission", "_attempt", "_isolation", "_terms", "_padding"}
+PURE |= {"_admission", "_attempt", "_isolation", "_terms", "_padding", "_arrays", "_blocks", "_pad", "_collate"}
 IMPURE = {"threading", "_thread", "time", "asyncio", "gevent", "_native"}  # time comes as an argument
-LAZY = {"_loop", "_loop_faces", "aio"}  # rooms that are loaded at first use, with the event loop that they are about
-DEFERRED = {"asyncio", "multiprocessing", "gevent", "numpy"}  # imported only where they are used
+LAZY = {
+    "_loop",
+    "_loop_faces",
+    "aio",
+    "aio.inference",
+}  # rooms that are loaded at first use, with the event loop that they are about
+DEFERRED = {"asyncio", "multiprocessing", "gevent", "numpy", "torch"}  # imported only where they are used
 
 
 class Import(NamedTuple):
@@ -53,14 +72,20 @@ class Import(NamedTuple):
 
 
 def rooms() -> dict[str, Path]:
-    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    return {_room(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def _room(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
 
 
 def imports(path: Path) -> list[Import]:
-    return list(_imports(ast.parse(path.read_bytes()), deferred=False))
+    packages = ("ubatch", *path.relative_to(PACKAGE).parts[:-1])
+    return list(_imports(ast.parse(path.read_bytes()), packages, deferred=False))
 
 
-def _imports(node: ast.AST, *, deferred: bool) -> Iterator[Import]:
+def _imports(node: ast.AST, packages: tuple[str, ...], *, deferred: bool) -> Iterator[Import]:
     match node:
         case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
             deferred = True
@@ -69,12 +94,13 @@ def _imports(node: ast.AST, *, deferred: bool) -> Iterator[Import]:
         case ast.Import(names=names):
             yield from (_import(name.name, deferred, node.lineno) for name in names)
         case ast.ImportFrom(module=module, names=names, level=level):
-            origin = "ubatch" * (level > 0) + "." * (level > 0 and module is not None) + (module or "")
+            inside = packages[: len(packages) + 1 - level] if level else ()
+            origin = ".".join((*inside, module) if module else inside)
             for name in names:  # `from . import errors` names a room, `from .errors import Stopped` does not
-                is_room = origin == "ubatch" and name.name in LEVELS
+                is_room = f"{origin}.{name.name}".removeprefix("ubatch.") in LEVELS
                 yield _import(f"{origin}.{name.name}" if is_room else origin, deferred, node.lineno)
     for child in ast.iter_child_nodes(node):
-        yield from _imports(child, deferred=deferred)
+        yield from _imports(child, packages, deferred=deferred)
 
 
 def _import(module: str, deferred: bool, line: int) -> Import:
@@ -94,8 +120,9 @@ def test_every_file_is_a_room():
 
 @pytest.mark.parametrize("room", LEVELS)
 def test_arrows_go_down(room):
-    """A room imports rooms of lower rows only."""
+    """A room imports rooms of lower rows only; a package also loads its own parts, when they are asked for."""
     own = [found for found in imports(rooms()[room]) if found.own]
+    own = [found for found in own if not (found.deferred and found.target.startswith(f"{room}."))]
     assert [where(room, found) for found in own if LEVELS.get(found.target, len(ROWS)) >= LEVELS[room]] == []
 
 

@@ -38,15 +38,16 @@ __all__ = [
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from . import aio as aio
+    from . import inference as inference
     from ._cached import cached as cached
 else:
 
     def __getattr__(name):
-        """`ubatch.aio` brings asyncio along, `cached` concurrent.futures and more: they are loaded at first use."""
-        if name == "aio":
+        """What brings asyncio, concurrent.futures and more along, or is for arrays alone, is loaded at first use."""
+        if name in ("aio", "inference"):
             from importlib import import_module
 
-            return import_module(".aio", __name__)
+            return import_module(f".{name}", __name__)
         if name == "cached":
             from ._cached import cached
 

@@ -147,13 +147,18 @@ class UBatch(Driver, Faces[T, U]):
         if self._given_name is None:
             self._name = getattr(handlers[0], "__qualname__", None) or type(handlers[0]).__qualname__
         if self._place is not None:
-            from ._executor import Executed
-
-            handlers = (Executed(handlers[0], self._place, self._name, self._threads),)
+            handlers = (self._placed(handlers[0]),)
         if workers != self._workers:
             self._engage(workers)
         self._handlers = handlers
         self._simplify()
+
+    def _placed(self, handler: Callable[..., Any]) -> Callable[..., Any]:
+        """The handler, called in the executor."""
+        from ._executor import Executed
+
+        assert self._place is not None, "no executor"
+        return Executed(handler, self._place, self._name, self._threads)
 
     def start(self: Self) -> Self:
         """Let the worker run, now and again after `stop`. Does nothing if it may run already.

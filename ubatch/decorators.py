@@ -162,7 +162,7 @@ def _decorate(
     function = given.__func__ if isinstance(given, (classmethod, staticmethod)) else given
     if not callable(function):
         raise TypeError(f"{family.decorator} decorates functions, not {function!r}")
-    if is_coroutine_function(function) and family.batcher_type is UBatch:
+    if is_coroutine_function(function) and issubclass(family.batcher_type, UBatch):
         raise TypeError(f"{function!r} is a coroutine function, which is for ubatch.aio, not for a thread")
     decorated = family(function, options, type(given))
     decorated._threshold = threshold

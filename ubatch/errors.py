@@ -154,6 +154,6 @@ class WorkerDied(UBatchError, RuntimeError):
 def warn_caller(message: str) -> None:
     """Give a `RuntimeWarning` about the line that called ubatch."""
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__package__") == __package__:
+    while frame.f_back is not None and (frame.f_globals.get("__package__") or "").partition(".")[0] == __package__:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, RuntimeWarning, stacklevel=level)

@@ -14,11 +14,11 @@ import asyncio
 import sys
 from asyncio import get_running_loop
 
-from . import _native
-from ._binding import Binder, is_coroutine_function
-from ._loop import Home, Job, serving
-from ._loop_faces import Faces, View
-from ._options import (
+from ubatch import _native
+from ubatch._binding import Binder, is_coroutine_function
+from ubatch._loop import Home, Job, serving
+from ubatch._loop_faces import Faces, View
+from ubatch._options import (
     checked_executor,
     checked_handlers,
     checked_isolate,
@@ -30,11 +30,11 @@ from ._options import (
     checked_workers_of,
     rules_for,
 )
-from ._terms import UNSET
-from ._typing import Generic, ParamSpec, TypeVar, overload
-from .decorators import Bound, Decorated, decorate, for_many
-from .errors import HandlerAlreadySet, HandlerNotSet
-from .stats import Counters
+from ubatch._terms import UNSET
+from ubatch._typing import Generic, ParamSpec, TypeVar, overload
+from ubatch.decorators import Bound, Decorated, decorate, for_many
+from ubatch.errors import HandlerAlreadySet, HandlerNotSet
+from ubatch.stats import Counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,10 +43,23 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Concatenate, Protocol
 
-    from ._typing import AnyHandler, AnyMethod, Face, Options, Unpack
-    from .stats import Stats
+    from ubatch._typing import AnyHandler, AnyMethod, Face, Options, Unpack
+    from ubatch.stats import Stats
 
 __all__ = ["UBatch", "dynamically", "ubatch_decorator"]
+
+if TYPE_CHECKING:
+    from . import inference as inference
+else:
+
+    def __getattr__(name):
+        """`ubatch.aio.inference` is loaded at first use."""
+        if name == "inference":
+            from importlib import import_module
+
+            return import_module(".inference", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 Self = TypeVar("Self", bound="UBatch[Any, Any]")
 P = ParamSpec("P")
@@ -88,6 +101,8 @@ class UBatch(Faces[T, U]):
     Raises:
         TypeError, ValueError: an argument is not as described; the message has its value.
     """
+
+    _home_type = Home
 
     def __init__(
         self,
@@ -154,14 +169,19 @@ class UBatch(Faces[T, U]):
         if self._given_name is None:
             job.name = getattr(handlers[0], "__qualname__", None) or type(handlers[0]).__qualname__
         if job.place is not None:
-            from ._executor import Executed
-
-            handlers = (Executed(handlers[0], job.place, job.name, set()),)
+            handlers = (self._placed(handlers[0]),)
         if workers != job.workers:
             job.workers = workers
             self._tell(Home.renew_policy)
         job.handlers = handlers
         job.simplify()
+
+    def _placed(self, handler: Callable[..., Any]) -> Callable[..., Any]:
+        """The handler, called in the executor."""
+        from ubatch._executor import Executed
+
+        assert self._job.place is not None, "no executor"
+        return Executed(handler, self._job.place, self._job.name, set())
 
     def start(self: Self) -> Self:
         """Let batches run, now and again after `stop`. Does nothing if they may already.
@@ -359,7 +379,7 @@ class UBatch(Faces[T, U]):
         with self._lock:
             for other in [other for other in self._homes if other.is_closed()]:
                 self._past.add(self._homes.pop(other).counters)
-            home = self._homes[loop] = Home(self._job, loop)
+            home = self._homes[loop] = self._home_type(self._job, loop)
         return home
 
     def _tell(self, what: Callable[..., None], *args: Any) -> None:

@@ -44,13 +44,15 @@ import weakref
 from collections import deque
 from functools import partial
 
-from . import _alarm, _native
+from . import _alarm, _native, _observing
 from ._attempt import Attempt, Raised, description
 from ._binding import UNBOUND, Binder
 from ._isolation import Isolating
 from ._lanes import Lanes, too_late
 from ._native import get_ident, monotonic
+from ._observing import Observed
 from ._policy import Adaptive, Window
+from ._recorder import Recorder
 from ._schedule import Fifo, claim_all
 from ._terms import Rules
 from ._waiters import PENDING, BlockingTicket, ThreadTicket, Ticket, blocking, deliver
@@ -74,8 +76,6 @@ IDLE_EXIT = 10.0
 
 EXIT_WAIT = 2.0
 """Seconds that the interpreter's exit waits for running handlers, all batchers together."""
-
-_living: dict[int, weakref.ref[Driver]] = {}  # every driver, by id; operations on a dict are atomic
 
 
 class Seat:
@@ -128,7 +128,7 @@ class Seat:
 NOBODY = Seat()
 
 
-class Driver:
+class Driver(Observed):
     """The engine under `UBatch`; see the head of the file."""
 
     def __init__(
@@ -146,7 +146,8 @@ class Driver:
         self._warned = False
         self._simple = False  # whether a call with one argument needs but to be appended
         self._fresh()
-        _living[id(self)] = weakref.ref(self, partial(_forget, id(self)))
+        _observing.register(self)
+        self._heed()
 
     def _fresh(self) -> None:
         """Make all that a forked child must not share with its parent."""
@@ -156,6 +157,7 @@ class Driver:
         self._schedule: Fifo | Lanes = Fifo()
         if self._rules.special:
             self._specialise()
+        self._recorder = Recorder(_observing.observers_of(self))
         self._counters = Counters()  # written by the worker alone
         self._given_up = Counters()  # what others count; guarded by _lock
         self._farewells: deque[Ticket] = deque()  # of those who wait until the worker has nothing left to do
@@ -165,13 +167,21 @@ class Driver:
         schedule = getattr(self, "_schedule", None)
         if schedule is not None and schedule:  # there never was a worker, and never will be
             self._give_up_queue(partial(Stopped, self._name))
+        if _observing.mourners:
+            _observing.mourn(self)
+
+    def _heed(self) -> None:
+        self._recorder.heed(_observing.observers_of(self))
+        self._simplify()
 
     def _snapshot(self) -> Stats:
+        recorded = self._recorder.recorded()  # before what is counted as batches begin
         seat = self._seat
         running = len(seat.batch) if seat.mine else 0
         learned = self._policy.cost
         a, c = (learned.a, learned.c) if learned is not None else (0.0, 0.0)
-        return self._counters.snapshot(self._given_up, queued=len(self._schedule), running=running, a=a, c=c)
+        present = {"queued": len(self._schedule), "running": running, "a": a, "c": c}
+        return self._counters.snapshot(self._given_up, recorded, **present)
 
     # -- submitting ---------------------------------------------------------------------------------------
 
@@ -212,6 +222,10 @@ class Driver:
         binder = self._binder
         for ticket in tickets:
             ticket.call = UNBOUND if binder is None else binder.bind(ticket.args, ticket.kwargs)
+        capture = self._recorder.capture
+        if capture is not None:
+            for ticket in tickets:
+                ticket.context = capture()
         schedule = self._schedule
         if asked is not None or schedule.special:
             for ticket in tickets:
@@ -244,8 +258,8 @@ class Driver:
         """Find out anew whether calls with one argument need but to be appended."""
         with self._lock:
             binder = self._binder
-            closed = self._closed or not self._started
-            self._simple = binder is not None and binder.accepts_one and not (closed or self._schedule.special)
+            accepts = not self._closed and self._started and binder is not None and binder.accepts_one
+            self._simple = accepts and not self._schedule.special and self._recorder.capture is None
 
     def _offer(self, lanes: Lanes, tickets: Sequence[Ticket]) -> bool:
         """Queue tickets with terms, or put them in the lobby; whether the worker is to look at them in any case."""
@@ -270,6 +284,7 @@ class Driver:
             if accepted is None:
                 with self._lock:
                     self._given_up.rejected += len(tickets)
+                self._recorder.rejected(self._name, len(tickets))
                 raise QueueFull(self._name, limit or 0)
             if accepted < len(tickets):
                 self._let_in(lanes)
@@ -310,6 +325,8 @@ class Driver:
                 self._given_up.expired += len(expired)
                 self._given_up.dropped += len(failed)
             deliver(held.batch, outcomes)
+            if expired:
+                self._recorder.expired(self._name, len(expired))
         self._leaving.discard(held)
 
     def _call_worker_for(self, seat: Seat) -> None:
@@ -500,7 +517,7 @@ class Driver:
         ceiling, most = self._ceiling, self._most()
         batch: list[Any] = []
         seat.batch = batch
-        handler, binder, counters = self._handler, self._binder, self._counters
+        handler, binder, counters, recorder = self._handler, self._binder, self._counters, self._recorder
         schedule = self._schedule
         if isinstance(schedule, Lanes):
             self._take(schedule, batch, most)
@@ -513,48 +530,56 @@ class Driver:
         assert handler is not None and binder is not None, "a worker without a handler"
         policy = self._policy
         counters.items += len(batch)
-        counters.cuts["drained" if self._closed else "full" if len(batch) >= most else policy.reason] += 1
+        reason = "drained" if self._closed else "full" if len(batch) >= most else policy.reason
+        counters.cuts[reason] += 1
         seat.mine.append(True)
         if self._seat is not seat:  # after the look of _dismiss at `mine`: one of the two finds the batch
             self._abandon(seat)
             return
         watched = policy.watch()
-        timed = watched or len(batch) > 1  # who wakes a single caller need not know how long it took
-        began = monotonic() if timed else 0.0
+        begun = recorder.begin(self._name, batch) if recorder.tracers else None
+        began = monotonic()
         if watched:
             arrived = [ticket.arrived for ticket in batch]
             if schedule.special:
                 arrived.sort()
             policy.cut(began, arrived, len(schedule), most)
         attempt = Attempt() if ceiling is None else Isolating(ceiling)
-        args = kwargs = None
-        sound = True
+        args = kwargs = raised = None
         for args, kwargs in attempt.calls(batch, binder):
             try:
                 attempt.output = handler(*args, **kwargs)
             except BaseException as error:
                 error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # without this frame
                 attempt.output = Raised(error)
-                sound = False
+                raised = error
             if not seat.mine:  # stop() gave up on this batch while the handler ran
                 break
-        done = monotonic() if timed else 0.0  # before anything is delivered: from here on callers return
-        sound = sound and args is not None  # else no call fitted the handler
+        done = monotonic()  # before anything is delivered: from here on callers return
+        if begun is not None:
+            begun.leave()
+        sound = raised is None and args is not None  # else no call fitted the handler
         args = kwargs = attempt.output = None
         try:
             seat.mine.pop()
         except IndexError:  # it has, if only just now
-            del batch, attempt
+            if begun is not None:
+                begun.end(None)
+            del batch, attempt, raised
             return
         if attempt.errors:
-            counters.errors += attempt.errors
+            counters.failed_as(attempt.outcomes)
         if schedule.special:
-            counters.errors += too_late(batch, attempt.outcomes, monotonic())
+            counters.failed("DeadlineExceeded", too_late(batch, attempt.outcomes, monotonic()))
         if watched and self._seat is seat:  # measured: done after delivery it costs more, as callers wait for the GIL
             policy.finished(done, len(batch), done - began, len(self._schedule), sound)
+        after = recorder.batch(self._name, batch, began, done, most, reason, attempt, raised, begun)
         deliver(batch, attempt.outcomes, done - began)
         seat.batch = []
-        del batch, attempt
+        del batch, attempt, raised, begun
+        if after is not None:
+            after()
+            del after
         if _native.current_hub() is not None:
             seat.has_hub = True
             _native.run_hub()
@@ -604,7 +629,8 @@ class Driver:
         try:
             with self._lock:
                 held.batch, seat.batch = seat.batch, []  # one of us delivers it
-                self._given_up.errors += sum(ticket.outcome is PENDING for ticket in held.batch)
+                pending = sum(ticket.outcome is PENDING for ticket in held.batch)
+                self._given_up.failed(type(error()).__name__, pending)
         finally:  # a signal handler may raise
             self._give_up(held, error)
 
@@ -736,10 +762,6 @@ def _because(cause: BaseException, make: Callable[..., Exception], *args: Any) -
     return error
 
 
-def _forget(key: int, _: object) -> None:
-    _living.pop(key, None)
-
-
 def _start(driver: Driver, seat: Seat) -> None:
     if sys.is_finalizing():
         raise RuntimeError("the interpreter is shutting down")
@@ -777,7 +799,8 @@ def _work(box: list[Driver], seat: Seat) -> None:
 
 
 def _drivers() -> list[Driver]:
-    return [driver for ref in list(_living.values()) if (driver := ref()) is not None]
+    found = [ref() for ref in list(_observing.living.values())]
+    return [driver for driver in found if isinstance(driver, Driver)]
 
 
 def _after_fork_in_child() -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack as Unpack
 
+    from ._observing import Observer
+
     T = TypeVar("T")
     T_contra = TypeVar("T_contra", contravariant=True)
     U = TypeVar("U")
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
         deadline: float | None
         aging: float
         isolate: bool
+        observer: Observer | None
 
     class LoopOptions(Options, total=False):
         """The options of `aio.UBatch` that its decorators take by name."""

@@ -14,10 +14,11 @@ import asyncio
 import sys
 from asyncio import get_running_loop
 
-from . import _native
+from . import _native, _observing
 from ._binding import Binder, is_coroutine_function
 from ._loop import Home, Job, serving
 from ._loop_faces import Faces, View
+from ._observing import Observed
 from ._options import (
     checked_isolate,
     checked_max_queue,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Concatenate, Protocol
 
+    from ._observing import Observer
     from ._typing import AnyHandler, AnyMethod, Face, LoopOptions, Unpack
     from .stats import Stats
 
@@ -54,7 +56,7 @@ F = TypeVar("F", bound="Callable[..., Any]")
 F_co = TypeVar("F_co", covariant=True)
 
 
-class UBatch(Faces[T, U]):
+class UBatch(Observed, Faces[T, U]):
     """Gathers the items of many coroutines and gives them to a batch handler in one call.
 
     Tasks each call with one item of type `T` and get their own result, of type `U`. Every accepted item resolves:
@@ -77,6 +79,7 @@ class UBatch(Faces[T, U]):
         workers: the number of batches that may be in flight at once, in each loop; at least 1.
         key, weight, max_weight, padded, deadline, aging, isolate: as of `ubatch.UBatch`.
         max_queue, overflow: likewise, for each loop; `submit`, which cannot wait, raises `QueueFull` in any case.
+        observer: likewise; called in the event loop, which waits for it.
 
     Raises:
         TypeError, ValueError: an argument is not as described; the message has its value.
@@ -99,6 +102,7 @@ class UBatch(Faces[T, U]):
         deadline: float | None = None,
         aging: float = 1.0,
         isolate: bool = False,
+        observer: Observer | None = None,
     ) -> None:
         self._given_name = checked_name(name)
         rules = rules_for(key, weight, max_weight, padded, max_queue, overflow, deadline, aging)
@@ -115,6 +119,10 @@ class UBatch(Faces[T, U]):
         self._homes: dict[asyncio.AbstractEventLoop, Home] = {}
         self._past = Counters()  # of homes whose loops are closed
         self._latest: Home | None = None
+        if _observing.checked_observer(observer) is not None:
+            self._observers = (observer,)
+        _observing.register(self)
+        self._heed()
         if handler is not None:
             self._job.started = True
             self.set_handler(handler)
@@ -218,6 +226,7 @@ class UBatch(Faces[T, U]):
     @property
     def stats(self) -> Stats:
         """A snapshot of what the batcher has done, in all loops; see `ubatch.Stats`. `a`, `c`: of the latest loop."""
+        recorded = self._job.recorder.recorded()  # before what is counted as batches begin
         total, queued, running = Counters(), 0, 0
         latest = self._latest
         with self._lock:
@@ -229,7 +238,11 @@ class UBatch(Faces[T, U]):
             running += sum(len(shift.batch) for shift in list(home.busy))
         learned = latest.policy.cost if latest is not None else None
         a, c = (learned.a, learned.c) if learned is not None else (0.0, 0.0)
-        return total.snapshot(Counters(), queued=queued, running=running, a=a, c=c)
+        return total.snapshot(Counters(), recorded, queued=queued, running=running, a=a, c=c)
+
+    def _heed(self) -> None:
+        self._job.recorder.heed(_observing.observers_of(self))
+        self._job.simplify()
 
     @property
     def max_size(self) -> int:
@@ -309,6 +322,8 @@ class UBatch(Faces[T, U]):
         job = getattr(self, "_job", None)
         if job is not None and not job.started:  # nobody will
             self._tell(Home.close, False)
+        if _observing.mourners:
+            _observing.mourn(self)
 
     def __repr__(self) -> str:
         job, stats = self._job, self.stats

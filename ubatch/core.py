@@ -9,6 +9,7 @@ from ._binding import Binder, is_coroutine_function
 from ._ceiling import Ceiling
 from ._driver import Driver
 from ._faces import Faces, View
+from ._observing import checked_observer
 from ._options import (
     checked_isolate,
     checked_max_queue,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
+    from ._observing import Observer
     from ._terms import Asked
     from ._typing import Handler
     from .stats import Stats
@@ -76,6 +78,8 @@ class UBatch(Driver, Faces[T, U]):
             harm to see an item again. One bad item among n costs 2·log2(n) calls more; once 8·log2(n) calls have
             failed, the items not yet known to be good fail. A batch that runs out of memory (of the GPU, too) is
             split likewise, and those after it are kept as small as its parts that went through, for a time.
+        observer: called with an `ubatch.Batch`, by the worker, after the callers of a batch were woken; the next batch
+            waits for it. If it raises, that is logged once. See `ubatch.observe`.
 
     Raises:
         TypeError, ValueError: an argument is not as described; the message has its value.
@@ -97,6 +101,7 @@ class UBatch(Driver, Faces[T, U]):
         deadline: float | None = None,
         aging: float = 1.0,
         isolate: bool = False,
+        observer: Observer | None = None,
     ) -> None:
         from ._future import FutureTicket  # not in submit(), which a signal handler or a __del__ may call at any time
 
@@ -105,6 +110,8 @@ class UBatch(Driver, Faces[T, U]):
         self._timeout = checked_timeout(timeout)
         rules = rules_for(key, weight, max_weight, padded, max_queue, overflow, deadline, aging)
         ceiling = Ceiling() if checked_isolate(isolate) else None
+        if checked_observer(observer) is not None:
+            self._observers = (observer,)
         super().__init__(name or "ubatch", checked_max_size(max_size), policy_for(self._timeout), rules, ceiling)
         if handler is not None:
             self._started = True

@@ -19,9 +19,9 @@ PACKAGE = Path(ubatch.__file__).parent
 
 # From the lowest up. A room imports rooms of lower rows only, none of its own row; so there are no cycles.
 ROWS = (
-    ("errors", "_native", "_typing", "_binding", "_ceiling", "_cost", "_traffic", "_terms", "stats"),
-    ("_returns", "_bursts", "_schedule", "_attempt", "_alarm", "_padding"),
-    ("_admission", "_policy", "_isolation"),
+    ("errors", "_native", "_binding", "_buckets", "_ceiling", "_cost", "_traffic", "_terms", "stats"),
+    ("_returns", "_bursts", "_schedule", "_attempt", "_alarm", "_padding", "_log", "_observing"),
+    ("_admission", "_policy", "_isolation", "_recorder", "_typing"),
     ("_lanes",),
     ("_waiters", "_options"),
     ("_driver", "_future", "_streams"),
@@ -30,12 +30,12 @@ ROWS = (
     ("decorators", "_loop", "_flights"),
     ("_loop_faces",),
     ("aio",),
-    ("_cached",),
+    ("_cached", "metrics"),
     ("__init__",),
 )
 LEVELS = {room: level for level, row in enumerate(ROWS) for room in row}
 PURE = {"stats", "_ceiling", "_cost", "_traffic", "_returns", "_bursts", "_policy", "_schedule", "_lanes", "_binding"}
-PURE |= {"_admission", "_attempt", "_isolation", "_terms", "_padding"}
+PURE |= {"_buckets", "_admission", "_attempt", "_isolation", "_terms", "_padding"}
 IMPURE = {"threading", "_thread", "time", "asyncio", "gevent", "_native"}  # time comes as an argument
 LAZY = {"_loop", "_loop_faces", "aio"}  # rooms that are loaded at first use, with the event loop that they are about
 DEFERRED = {"asyncio", "multiprocessing", "gevent", "numpy"}  # imported only where they are used

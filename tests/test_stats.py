@@ -184,7 +184,9 @@ def filled(values):
     return counters
 
 
-@pytest.mark.parametrize("name", [*NAMES, "batches", "submitted", "mean_batch_size", "errors", "utilisation", "another"])
+@pytest.mark.parametrize(
+    "name", [*NAMES, "batches", "submitted", "mean_batch_size", "errors", "utilisation", "another"]
+)
 def test_a_snapshot_cannot_be_changed(name):
     """Neither a count nor anything else can be set or deleted."""
     stats = snapshot(Counters(), queued=1, running=2)
@@ -243,7 +245,9 @@ def test_a_snapshot_adds_up_two_sets_of_counters(one, other):
     added = filled(one)
     added.add(filled(other))
     assert stats == snapshot(added, queued=6, running=7, a=0.5, c=0.25)
-    sums = {name: one[name] + other[name] for name in (*REASONS, "cancelled", "dropped", "expired", "items", "rejected")}
+    sums = {
+        name: one[name] + other[name] for name in (*REASONS, "cancelled", "dropped", "expired", "items", "rejected")
+    }
     assert {name: getattr(stats, name) for name in sums} == sums
     assert stats.errors == sum(count for values in (one, other) for _, count in values["error_types"])
     assert (stats.queued, stats.running, stats.a, stats.c) == (6, 7, 0.5, 0.25)

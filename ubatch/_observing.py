@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import weakref
 from functools import partial
+from itertools import count
 
 from . import _native
 from .stats import Stats, _Frozen
@@ -83,6 +84,8 @@ class Observed:
 
     _is_hidden = False
     """Whether it is a part of another batcher, which is observed in its stead."""
+    _number = 0
+    """It has one of its own, which no batcher before or after it has."""
     _observers: tuple[Any, ...] = ()
     """Its own."""
 
@@ -99,7 +102,9 @@ class Observed:
 
 
 living: dict[int, weakref.ref[Any]] = {}
-"""Every batcher, by id; operations on a dict are atomic."""
+"""Every batcher, by its number; operations on a dict are atomic."""
+
+_numbers = count(1)
 
 mourners: list[Callable[[Observed], object]] = []
 """Called with each batcher that is about to be collected."""
@@ -119,11 +124,12 @@ if hasattr(os, "register_at_fork"):
 
 def register(batcher: Any) -> None:
     """Let a batcher be found as long as it lives."""
-    living[id(batcher)] = weakref.ref(batcher, partial(_forget, id(batcher)))
+    batcher._number = number = next(_numbers)
+    living[number] = weakref.ref(batcher, partial(_forget, number))
 
 
-def _forget(key: int, _: object) -> None:
-    living.pop(key, None)
+def _forget(number: int, _: object) -> None:
+    living.pop(number, None)
 
 
 def batchers() -> list[Observed]:

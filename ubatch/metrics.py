@@ -72,7 +72,7 @@ class _Changes:
     def _renew(self) -> None:
         self._pid = os.getpid()
         self._lock = _native.reentrant_lock()  # guards what follows
-        self._seen: dict[int, Stats] = {}  # of each batcher that lives, by its id
+        self._seen: dict[int, Stats] = {}  # of each batcher that lives, by its number
         self._unread: dict[str, Stats] = {}  # of those that were forgotten, where there were many
 
     def close(self) -> None:
@@ -81,7 +81,7 @@ class _Changes:
 
     def _mourn(self, batcher: Observed) -> None:
         if self.all or batcher in self.chosen:
-            self._gone.append((id(batcher), batcher.name, batcher.stats))
+            self._gone.append((batcher._number, batcher.name, batcher.stats))
             if len(self._gone) > MOST_GONE and not self._lock._is_owned() and self._lock.acquire(False):
                 try:
                     self._bury(self._unread)
@@ -89,18 +89,18 @@ class _Changes:
                     self._lock.release()
 
     def _bury(self, changes: dict[str, Stats]) -> set[int]:
-        """Add what those did that were forgotten; their ids."""
+        """Add what those did that were forgotten; their numbers."""
         gone = set()
         while self._gone:
-            key, name, stats = self._gone.popleft()
-            gone.add(key)
-            _add(changes, name, self._since(key, stats))
-            self._seen.pop(key, None)
+            number, name, stats = self._gone.popleft()
+            gone.add(number)
+            _add(changes, name, self._since(number, stats))
+            del self._seen[number]
         return gone
 
-    def _since(self, key: int, stats: Stats) -> Stats:
-        before = self._seen.get(key)
-        self._seen[key] = stats
+    def _since(self, number: int, stats: Stats) -> Stats:
+        before = self._seen.get(number)
+        self._seen[number] = stats
         return stats if before is None else stats - before
 
     def look(self) -> dict[str, Stats]:
@@ -112,8 +112,8 @@ class _Changes:
             changes, self._unread = self._unread, {}
             gone = self._bury(changes)
             for batcher in _observing.batchers() if self.all else list(self.chosen):
-                if id(batcher) not in gone:  # else it is about to be collected
-                    _add(changes, batcher.name, self._since(id(batcher), batcher.stats))
+                if batcher._number not in gone:  # else it is about to be collected
+                    _add(changes, batcher.name, self._since(batcher._number, batcher.stats))
             return changes
 
 
@@ -190,9 +190,7 @@ class _Exporter:
         self._room = counter("batch_room_items", "Items that the batches of ubatch_batch_size could have had.")
         self._queued = gauge("queued_items", "Items that wait for a worker.")
         self._running = gauge("running_items", "Items in batches that run.")
-        self._batch_cost = gauge(
-            "batch_cost_seconds", "What a batch costs at least, as learned.", "livemostrecent"
-        )
+        self._batch_cost = gauge("batch_cost_seconds", "What a batch costs at least, as learned.", "livemostrecent")
         self._item_cost = gauge("item_cost_seconds", "What each item adds to it, as learned.", "livemostrecent")
         self._size = histogram("batch_size", "Items in a batch.", ITEMS)
         self._run = histogram("batch_run_seconds", "Time that the handler took for a batch.", SECONDS)
@@ -481,7 +479,9 @@ class _Span:
         attributes = {"ubatch.batcher.name": batcher, "ubatch.batch.size": len(contexts)}
         callers = [one.run(trace.get_current_span).get_span_context() if one is not None else None for one in contexts]
         self._callers = [caller if caller is not None and caller.is_valid else None for caller in callers]
-        distinct = {(one.trace_id, one.span_id): one for one in self._callers if one is not None}  # a `map` has many items
+        distinct = {
+            (one.trace_id, one.span_id): one for one in self._callers if one is not None
+        }  # a `map` has many items
         links = [trace.Link(caller) for caller in distinct.values()]
         self._began = time.time_ns()
         self._span = tracer.start_span(

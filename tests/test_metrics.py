@@ -6,9 +6,14 @@ import asyncio
 import gc
 import importlib.util
 import json
+import os
 import re
+import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -265,10 +270,12 @@ def test_a_process_of_several(run_python, tmp_path):
         ubatch.metrics.INTERVAL = 0.01
         end = ubatch.metrics.prometheus()
         batch = ubatch.UBatch(handler=lambda items: items, name="mine")
+        [exporter] = ubatch.metrics._exporters.values()
         def items():
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)
-            return registry.get_sample_value("ubatch_items_total", {"batcher": "mine"})
+            with exporter._lock:  # prometheus_client cannot read a file that is just being made
+                return registry.get_sample_value("ubatch_items_total", {"batcher": "mine"})
         def until(number):
             while items() != number:
                 time.sleep(0.01)
@@ -492,3 +499,77 @@ def test_the_dashboard_shows_what_there_is(all_shown, registry):
         assert found and set(found) <= labels.keys(), query
         for by in re.findall(r"by \(([^)]*)\)", query):
             assert {label.strip() for label in by.split(",")} <= set().union(*(labels[name] for name in found)), query
+
+
+# -- gunicorn ---------------------------------------------------------------------------------------------
+
+APPLICATION = """
+import os
+from prometheus_client import CollectorRegistry, generate_latest, multiprocess
+import ubatch
+import ubatch.metrics
+
+ubatch.metrics.prometheus()
+batch = ubatch.UBatch(handler=lambda items: items, name="mine")
+
+def application(environ, start_response):
+    if environ["PATH_INFO"] == "/metrics":
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)
+        body = generate_latest(registry)
+    else:
+        body = str((os.getpid(), batch.ubatch(1))).encode()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
+
+
+@pytest.mark.service
+@pytest.mark.parametrize("preload", [False, True], ids=["", "preload"])
+@pytest.mark.parametrize("worker", ["gthread", "gevent"])
+def test_gunicorn_with_two_workers(worker, preload, tmp_path):
+    """Whichever process is asked, a scrape tells what both have done."""
+    for package in ("gunicorn", "gevent"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    files = tmp_path / "files"
+    files.mkdir()
+    (tmp_path / "application.py").write_text(APPLICATION)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = [sys.executable, "-m", "gunicorn", "--bind", address, "--workers", "2", "--worker-class", worker]
+    command += [*["--threads", "4"] * (worker == "gthread"), *["--preload"] * preload, "application"]
+    environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(files)}
+    log = (tmp_path / "log").open("wb")
+    server = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=log, stderr=log)
+
+    def ask(path: str) -> str:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=PATIENCE) as response:
+            return str(response.read().decode())
+
+    def items() -> float:
+        try:
+            samples = parsed(ask("/metrics"))
+        except OSError:  # not there yet; or the client has read a file that the other process was just making
+            return -1.0
+        return samples.get(("ubatch_items_total", frozenset({("batcher", "mine")})), 0.0)
+
+    try:
+        eventually(lambda: items() == 0)
+        asked, processes = 0, set()
+        while len(processes) < 2 or asked < 100:
+            assert asked < 5000, "one process answers all"
+            processes.add(ask("/").strip("()").split(",")[0])
+            asked += 1
+        eventually(lambda: items() == asked)
+        for _ in range(5):
+            samples = parsed(ask("/metrics"))
+            assert value(samples, "items_total", batcher="mine") == asked
+            assert value(samples, "item_wait_seconds_count", batcher="mine") == asked
+            assert value(samples, "batch_size_sum", batcher="mine") == asked
+            assert value(samples, "queued_items", batcher="mine") == 0
+    finally:
+        server.terminate()
+        server.wait(PATIENCE)
+        log.close()

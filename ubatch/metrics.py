@@ -271,8 +271,6 @@ class _Exporter:
         """It is registered."""
         if self._is_shared:
             atexit.register(self.flush)
-            if hasattr(os, "register_at_fork"):
-                os.register_at_fork(after_in_child=partial(_reopen, weakref.ref(self)))
             self._arm()
 
     def close(self) -> None:
@@ -304,16 +302,47 @@ class _Exporter:
         while not stopped.acquire(True, INTERVAL):
             self.flush()
 
+    # -- forking: the client's locks are not to be held by a thread that the child does not have ------------
 
-def _reopen(ref: Callable[[], _Exporter | None]) -> None:
-    """In a forked child: it has no thread, and its locks may be held by nobody."""
-    exporter = ref()
-    if exporter is not None and exporter._is_shared:
-        before = exporter._disarm
-        exporter._renew()
-        if before is not None:
-            before()
-        exporter._arm()
+    def pause(self) -> None:
+        """Write nothing until `resume`; wait for what is being written."""
+        self._lock.acquire()
+
+    def resume(self) -> None:
+        """Go on."""
+        self._lock.release()
+
+    def reopen(self) -> None:
+        """In the child: its thread comes with its first batch."""
+        disarm = self._disarm
+        self._renew()
+        if self._is_shared:
+            if disarm is not None:
+                disarm()
+            self._arm()
+
+
+_paused: list[_Exporter] = []  # while there is a fork
+
+
+def _before_fork() -> None:
+    for exporter in list(_exporters.values()):
+        exporter.pause()
+        _paused.append(exporter)
+
+
+def _forked_in_parent() -> None:
+    while _paused:
+        _paused.pop().resume()
+
+
+def _forked_in_child() -> None:
+    while _paused:
+        _paused.pop().reopen()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_forked_in_parent, after_in_child=_forked_in_child)
 
 
 def _add_all(child: Any, histogram: Histogram) -> None:

@@ -23,7 +23,7 @@ MOST_TYPES = 64
 class _Frozen:
     """A value that cannot be changed: what its slots hold is given once."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
     def __init__(self, **values: Any) -> None:
         for name, value in values.items():

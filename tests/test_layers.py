@@ -21,8 +21,8 @@ PACKAGE = Path(ubatch.__file__).parent
 ROWS = (
     ("errors", "_native", "_binding", "_buckets", "_ceiling", "_cost", "_traffic", "_terms", "stats"),
     ("_returns", "_bursts", "_schedule", "_attempt", "_alarm", "_padding", "_log", "_observing"),
-    ("_admission", "_policy", "_isolation", "_recorder", "_typing"),
-    ("_lanes",),
+    ("_admission", "_policy", "_isolation", "_recorder", "_typing", "_changes"),
+    ("_lanes", "_prometheus", "_opentelemetry"),
     ("_waiters", "_options"),
     ("_driver", "_future", "_streams"),
     ("_faces",),

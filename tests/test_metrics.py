@@ -34,7 +34,7 @@ from opentelemetry.trace import StatusCode  # noqa: E402
 from prometheus_client import CollectorRegistry, Counter, generate_latest  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
-from ubatch import QueueFull, UBatch, aio, metrics, ubatch_decorator  # noqa: E402
+from ubatch import QueueFull, UBatch, _changes, _prometheus, aio, metrics, ubatch_decorator  # noqa: E402
 from ubatch.stats import REASONS  # noqa: E402
 
 PATIENCE = 10.0
@@ -127,7 +127,7 @@ def test_times_are_in_their_buckets(all_shown, scrape):
         batch.map([1])
         run = batch.stats.run.sum
     samples = scrape()
-    for bound in metrics.SECONDS:
+    for bound in _prometheus.SECONDS:
         found = value(samples, "batch_run_seconds_bucket", batcher="mine", le=str(bound))
         assert found == (run <= bound) or abs(run - bound) < bound / 16
 
@@ -158,7 +158,7 @@ def test_what_is_going_on_now(all_shown, scrape):
 
 def test_forgotten_batchers_still_count(all_shown, scrape, monkeypatch):
     """All those of one name together, also if nobody has looked in their lifetimes; however many there were."""
-    monkeypatch.setattr(metrics, "MOST_GONE", 10)
+    monkeypatch.setattr(_changes, "MOST_GONE", 10)
     for number in range(30):
         with UBatch(handler=handler, name="mine") as batch:
             batch.map([number])
@@ -166,7 +166,7 @@ def test_forgotten_batchers_still_count(all_shown, scrape, monkeypatch):
             assert value(scrape(), "items_total", batcher="mine") == 21
         del batch
     eventually(lambda: gc.collect() is not None and value(scrape(), "items_total", batcher="mine") == 30)
-    [exporter] = metrics._exporters.values()
+    [exporter] = _prometheus._exporters.values()
     assert len(exporter._changes._gone) <= 10
 
 
@@ -267,10 +267,10 @@ def test_a_process_of_several(run_python, tmp_path):
         import os, threading, time
         import ubatch, ubatch.metrics
         from prometheus_client import CollectorRegistry, multiprocess
-        ubatch.metrics.INTERVAL = 0.01
+        ubatch._prometheus.INTERVAL = 0.01
         end = ubatch.metrics.prometheus()
         batch = ubatch.UBatch(handler=lambda items: items, name="mine")
-        [exporter] = ubatch.metrics._exporters.values()
+        [exporter] = ubatch._prometheus._exporters.values()
         def items():
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)
@@ -301,7 +301,7 @@ def test_a_process_of_several(run_python, tmp_path):
         assert registry.get_sample_value("ubatch_item_wait_seconds_count", {"batcher": "mine"}) == 16
         assert registry.get_sample_value("ubatch_batch_size_bucket", {"batcher": "mine", "le": "2.0"}) == 2
         assert registry.get_sample_value("ubatch_queued_items", {"batcher": "mine"}) == 0
-        ubatch.metrics.INTERVAL = 60
+        ubatch._prometheus.INTERVAL = 60
         time.sleep(0.05)
         end()
         while threads():

@@ -337,7 +337,8 @@ def reports(request, run_python):
         run_python(
             f"""
             {patch}
-            import json, sys
+            import json, logging, sys
+            logging.getLogger("ubatch").setLevel(logging.ERROR)  # standard error is to stay empty
             sys.path.insert(0, {str(Path(__file__).parent)!r})
             from test_failures import CASES, GREEN_FACES, report
             print(json.dumps({{

@@ -336,6 +336,7 @@ def test_fork_while_the_worker_settles_a_future(run_python, where, outcome):
         COMMON
         + f"""
 where, outcome = {where!r}, {outcome!r}
+logging.getLogger("ubatch").setLevel(logging.ERROR)  # standard error is to stay empty
 inside, go_on = Flag(), Flag()
 
 class Condition:

@@ -1557,6 +1557,6 @@ def test_ten_thousand_batchers(run_python):
         assert threads_after == threads == 1, (threads, threads_after)
         assert fds_after == fds, (fds, fds_after)
         assert memory_after - memory < 4e6, memory_after - memory
-        assert not ubatch._driver._living
+        assert not ubatch._observing.living
         """
     )

@@ -92,7 +92,7 @@ def all_shown(registry: CollectorRegistry) -> Iterator[None]:
 
 def test_a_known_load_gives_the_known_numbers(all_shown, scrape):
     """As a scrape is read by prometheus_client's own parser."""
-    batch = UBatch(4, 0.0, handler=handler, name="mine", max_queue=100)
+    batch = UBatch(4, 0.0, handler=handler, name="measured", max_queue=100)
     with batch:
         batch.map(range(10))
         with pytest.raises(KeyError):
@@ -100,35 +100,35 @@ def test_a_known_load_gives_the_known_numbers(all_shown, scrape):
         with pytest.raises(QueueFull):
             batch.map(range(101))
     samples = scrape()
-    assert value(samples, "items_total", batcher="mine") == 12
-    reasons = {reason: value(samples, "batches_total", batcher="mine", reason=reason) for reason in REASONS}
+    assert value(samples, "items_total", batcher="measured") == 12
+    reasons = {reason: value(samples, "batches_total", batcher="measured", reason=reason) for reason in REASONS}
     assert {reason: count for reason, count in reasons.items() if count} == {"full": 2, "idle": 2}
-    assert value(samples, "errors_total", batcher="mine", type="KeyError") == 2
-    assert value(samples, "unserved_items_total", batcher="mine", cause="rejected") == 101
-    assert value(samples, "batch_room_items_total", batcher="mine") == 16
-    assert value(samples, "queued_items", batcher="mine") == value(samples, "running_items", batcher="mine") == 0
-    buckets = {le: value(samples, "batch_size_bucket", batcher="mine", le=le) for le in ("1.0", "2.0", "4.0", "+Inf")}
+    assert value(samples, "errors_total", batcher="measured", type="KeyError") == 2
+    assert value(samples, "unserved_items_total", batcher="measured", cause="rejected") == 101
+    assert value(samples, "batch_room_items_total", batcher="measured") == 16
+    assert value(samples, "queued_items", batcher="measured") == value(samples, "running_items", batcher="measured") == 0
+    buckets = {le: value(samples, "batch_size_bucket", batcher="measured", le=le) for le in ("1.0", "2.0", "4.0", "+Inf")}
     assert buckets == {"1.0": 0, "2.0": 2, "4.0": 4, "+Inf": 4}
-    assert (value(samples, "batch_size_count", batcher="mine"), value(samples, "batch_size_sum", batcher="mine")) == (
+    assert (value(samples, "batch_size_count", batcher="measured"), value(samples, "batch_size_sum", batcher="measured")) == (
         4,
         12,
     )
-    assert value(samples, "item_wait_seconds_count", batcher="mine") == 12
-    assert value(samples, "batch_run_seconds_count", batcher="mine") == 4
+    assert value(samples, "item_wait_seconds_count", batcher="measured") == 12
+    assert value(samples, "batch_run_seconds_count", batcher="measured") == 4
     stats = batch.stats
-    assert value(samples, "item_wait_seconds_sum", batcher="mine") == pytest.approx(stats.wait.sum)
-    assert value(samples, "batch_run_seconds_sum", batcher="mine") == pytest.approx(stats.run.sum)
+    assert value(samples, "item_wait_seconds_sum", batcher="measured") == pytest.approx(stats.wait.sum)
+    assert value(samples, "batch_run_seconds_sum", batcher="measured") == pytest.approx(stats.run.sum)
     assert scrape() == samples, "nothing is counted twice"
 
 
 def test_times_are_in_their_buckets(all_shown, scrape):
     """A handler's 20 ms are more than 10 ms and less than 50 ms, unless the machine is slow."""
-    with UBatch(handler=lambda items: time.sleep(0.02) or items, name="mine") as batch:
+    with UBatch(handler=lambda items: time.sleep(0.02) or items, name="measured") as batch:
         batch.map([1])
         run = batch.stats.run.sum
     samples = scrape()
     for bound in _prometheus.SECONDS:
-        found = value(samples, "batch_run_seconds_bucket", batcher="mine", le=str(bound))
+        found = value(samples, "batch_run_seconds_bucket", batcher="measured", le=str(bound))
         assert found == (run <= bound) or abs(run - bound) < bound / 16
 
 
@@ -140,32 +140,32 @@ def test_what_is_going_on_now(all_shown, scrape):
         proceed.wait(PATIENCE)
         return items
 
-    batch = UBatch(2, 0.0, handler=stuck, name="mine")
+    batch = UBatch(2, 0.0, handler=stuck, name="measured")
     futures = [batch.submit(number) for number in range(5)]
     eventually(lambda: batch.stats.running and batch.stats.queued < 5)
     samples = scrape()
-    running = value(samples, "running_items", batcher="mine")
+    running = value(samples, "running_items", batcher="measured")
     assert 1 <= running <= 2
-    assert value(samples, "queued_items", batcher="mine") == 5 - running
+    assert value(samples, "queued_items", batcher="measured") == 5 - running
     proceed.set()
     assert [future.result(PATIENCE) for future in futures] == [*range(5)]
     batch.stop()
     ref, batch = weakref.ref(batch), None  # type: ignore[assignment]
     eventually(lambda: gc.collect() is not None and ref() is None)
-    assert value(scrape(), "queued_items", batcher="mine") == value(scrape(), "running_items", batcher="mine") == 0
-    assert value(scrape(), "items_total", batcher="mine") == 5
+    assert value(scrape(), "queued_items", batcher="measured") == value(scrape(), "running_items", batcher="measured") == 0
+    assert value(scrape(), "items_total", batcher="measured") == 5
 
 
 def test_forgotten_batchers_still_count(all_shown, scrape, monkeypatch):
     """All those of one name together, also if nobody has looked in their lifetimes; however many there were."""
     monkeypatch.setattr(_changes, "MOST_GONE", 10)
     for number in range(30):
-        with UBatch(handler=handler, name="mine") as batch:
+        with UBatch(handler=handler, name="measured") as batch:
             batch.map([number])
         if number == 20:
-            assert value(scrape(), "items_total", batcher="mine") == 21
+            assert value(scrape(), "items_total", batcher="measured") == 21
         del batch
-    eventually(lambda: gc.collect() is not None and value(scrape(), "items_total", batcher="mine") == 30)
+    eventually(lambda: gc.collect() is not None and value(scrape(), "items_total", batcher="measured") == 30)
     [exporter] = _prometheus._exporters.values()
     assert len(exporter._changes._gone) <= 10
 
@@ -215,7 +215,7 @@ def test_batchers_of_both_kinds_and_decorated_functions(registry, scrape):
     with pytest.raises(ValueError, match="Duplicated"):
         metrics.prometheus(registry=registry)
     with pytest.raises(TypeError, match="batcher must be"):
-        metrics.prometheus("mine", registry)
+        metrics.prometheus("measured", registry)
 
 
 async def _ask(batch: Any, items: list[Any]) -> Any:
@@ -235,7 +235,7 @@ def test_scrapes_under_load(all_shown, scrape, hurry):
             before = 0.0
             while not over.is_set():
                 samples = scrape()
-                after = samples.get(("ubatch_items_total", frozenset({("batcher", "mine")})), 0.0)
+                after = samples.get(("ubatch_items_total", frozenset({("batcher", "measured")})), 0.0)
                 assert after >= before
                 before = after
         except BaseException as error:
@@ -245,7 +245,7 @@ def test_scrapes_under_load(all_shown, scrape, hurry):
         for _ in range(300):
             batch.ubatch(1)
 
-    with UBatch(handler=handler, name="mine") as batch:
+    with UBatch(handler=handler, name="measured") as batch:
         lookers = [threading.Thread(target=look) for _ in range(3)]
         callers = [threading.Thread(target=call) for _ in range(8)]
         for thread in (*lookers, *callers):
@@ -256,8 +256,8 @@ def test_scrapes_under_load(all_shown, scrape, hurry):
         for thread in lookers:
             thread.join()
     assert failures == []
-    assert value(scrape(), "items_total", batcher="mine") == value(scrape(), "item_wait_seconds_count", batcher="mine")
-    assert value(scrape(), "items_total", batcher="mine") == 2400
+    assert value(scrape(), "items_total", batcher="measured") == value(scrape(), "item_wait_seconds_count", batcher="measured")
+    assert value(scrape(), "items_total", batcher="measured") == 2400
 
 
 def test_a_process_of_several(run_python, tmp_path):
@@ -269,13 +269,13 @@ def test_a_process_of_several(run_python, tmp_path):
         from prometheus_client import CollectorRegistry, multiprocess
         ubatch._prometheus.INTERVAL = 0.01
         end = ubatch.metrics.prometheus()
-        batch = ubatch.UBatch(handler=lambda items: items, name="mine")
+        batch = ubatch.UBatch(handler=lambda items: items, name="measured")
         [exporter] = ubatch._prometheus._exporters.values()
         def items():
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)
             with exporter._lock:  # prometheus_client cannot read a file that is just being made
-                return registry.get_sample_value("ubatch_items_total", {"batcher": "mine"})
+                return registry.get_sample_value("ubatch_items_total", {"batcher": "measured"})
         def until(number):
             while items() != number:
                 time.sleep(0.01)
@@ -298,9 +298,9 @@ def test_a_process_of_several(run_python, tmp_path):
         until(16)
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry)
-        assert registry.get_sample_value("ubatch_item_wait_seconds_count", {"batcher": "mine"}) == 16
-        assert registry.get_sample_value("ubatch_batch_size_bucket", {"batcher": "mine", "le": "2.0"}) == 2
-        assert registry.get_sample_value("ubatch_queued_items", {"batcher": "mine"}) == 0
+        assert registry.get_sample_value("ubatch_item_wait_seconds_count", {"batcher": "measured"}) == 16
+        assert registry.get_sample_value("ubatch_batch_size_bucket", {"batcher": "measured", "le": "2.0"}) == 2
+        assert registry.get_sample_value("ubatch_queued_items", {"batcher": "measured"}) == 0
         ubatch._prometheus.INTERVAL = 60
         time.sleep(0.05)
         end()
@@ -319,7 +319,7 @@ def test_what_the_last_moments_brought_is_written_at_exit(run_python, tmp_path):
         """
         import ubatch, ubatch.metrics
         ubatch.metrics.prometheus()
-        ubatch.UBatch(handler=lambda items: items, name="mine").map(range(10))
+        ubatch.UBatch(handler=lambda items: items, name="measured").map(range(10))
         """,
         env={"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
     )
@@ -327,7 +327,7 @@ def test_what_the_last_moments_brought_is_written_at_exit(run_python, tmp_path):
 
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry, str(tmp_path))
-    assert registry.get_sample_value("ubatch_items_total", {"batcher": "mine"}) == 10
+    assert registry.get_sample_value("ubatch_items_total", {"batcher": "measured"}) == 10
 
 
 # -- OpenTelemetry ----------------------------------------------------------------------------------------
@@ -349,12 +349,12 @@ def test_opentelemetry_measures_the_same():
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader], shutdown_on_exit=False)
     end = metrics.opentelemetry(meter_provider=provider)
-    with UBatch(4, 0.0, handler=handler, name="mine") as batch:
+    with UBatch(4, 0.0, handler=handler, name="measured") as batch:
         batch.map(range(10))
         with pytest.raises(KeyError):
             batch.map([1, "bad"])
     found = points(reader)
-    mine = {"ubatch.batcher.name": "mine"}
+    mine = {"ubatch.batcher.name": "measured"}
 
     def of(name: str, **attributes: str) -> Any:
         wanted = {**mine, **{key.replace("_", "."): text for key, text in attributes.items()}}
@@ -409,14 +409,14 @@ def test_a_batch_is_linked_to_its_callers(spans):
         with tracer.start_as_current_span(f"caller {number}"):
             batch.ubatch(number)
 
-    with UBatch(3, PATIENCE, handler=traced, name="mine") as batch:
+    with UBatch(3, PATIENCE, handler=traced, name="measured") as batch:
         threads = [threading.Thread(target=call, args=(number,)) for number in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     found = exported()
-    [one], [inside], items = found["batch mine"], found["inside"], found["item mine"]
+    [one], [inside], items = found["batch measured"], found["inside"], found["item measured"]
     callers = {found[f"caller {number}"][0].context.span_id: found[f"caller {number}"][0] for number in range(3)}
     assert one.parent is None
     assert {link.context.span_id for link in one.links} == callers.keys()
@@ -428,7 +428,7 @@ def test_a_batch_is_linked_to_its_callers(spans):
         assert callers[item.parent.span_id].start_time <= item.end_time == one.end_time
         assert item.start_time <= one.start_time <= inside.start_time <= inside.end_time <= one.end_time
     assert dict(one.attributes) == {
-        "ubatch.batcher.name": "mine", "ubatch.batch.size": 3, "ubatch.batch.reason": "full",
+        "ubatch.batcher.name": "measured", "ubatch.batch.size": 3, "ubatch.batch.reason": "full",
     }  # fmt: skip
     assert one.status.status_code is StatusCode.UNSET
 
@@ -445,7 +445,7 @@ def test_a_batch_of_an_event_loop_is_linked_to_its_callers(spans, plain):
     async def coroutine(items: list[int]) -> list[int]:
         return inside(items)
 
-    batch = aio.UBatch(3, PATIENCE, handler=inside if plain else coroutine, name="mine")
+    batch = aio.UBatch(3, PATIENCE, handler=inside if plain else coroutine, name="measured")
 
     async def call(number: int) -> None:
         with tracer.start_as_current_span(f"caller {number}"):
@@ -457,10 +457,10 @@ def test_a_batch_of_an_event_loop_is_linked_to_its_callers(spans, plain):
 
     asyncio.run(main())
     found = exported()
-    [one] = found["batch mine"]
+    [one] = found["batch measured"]
     callers = {found[f"caller {number}"][0].context.span_id for number in range(3)}
     assert (
-        {link.context.span_id for link in one.links} == {item.parent.span_id for item in found["item mine"]} == callers
+        {link.context.span_id for link in one.links} == {item.parent.span_id for item in found["item measured"]} == callers
     )
     assert found["inside"][0].parent.span_id == one.context.span_id
 
@@ -468,14 +468,14 @@ def test_a_batch_of_an_event_loop_is_linked_to_its_callers(spans, plain):
 def test_a_batch_that_fails_is_an_error(spans):
     """By its type, with the exception; callers without a span have no item in any trace."""
     _, exported = spans
-    with UBatch(handler=handler, name="mine") as batch, pytest.raises(KeyError):
+    with UBatch(handler=handler, name="measured") as batch, pytest.raises(KeyError):
         batch.map([1, "bad"])
     found = exported()
-    [one] = found["batch mine"]
+    [one] = found["batch measured"]
     assert one.status.status_code is StatusCode.ERROR
     assert (one.attributes["error.type"], one.attributes["ubatch.batch.errors"]) == ("KeyError", 2)
     assert [event.name for event in one.events] == ["exception"]
-    assert one.links == () and "item mine" not in found
+    assert one.links == () and "item measured" not in found
 
 
 # -- the dashboard ----------------------------------------------------------------------------------------
@@ -484,7 +484,7 @@ def test_a_batch_that_fails_is_an_error(spans):
 @pytest.mark.skipif(not DASHBOARD.exists(), reason="the examples are not here")
 def test_the_dashboard_shows_what_there_is(all_shown, registry):
     """Each metric that it names is there, with the labels that it names."""
-    with UBatch(handler=handler, name="mine") as batch, pytest.raises(KeyError):
+    with UBatch(handler=handler, name="measured") as batch, pytest.raises(KeyError):
         batch.map([1, "bad"])
     samples = parsed(generate_latest(registry).decode())
     labels = {}
@@ -510,7 +510,7 @@ import ubatch
 import ubatch.metrics
 
 ubatch.metrics.prometheus()
-batch = ubatch.UBatch(handler=lambda items: items, name="mine")
+batch = ubatch.UBatch(handler=lambda items: items, name="measured")
 
 def application(environ, start_response):
     if environ["PATH_INFO"] == "/metrics":
@@ -553,7 +553,7 @@ def test_gunicorn_with_two_workers(worker, preload, tmp_path):
             samples = parsed(ask("/metrics"))
         except OSError:  # not there yet; or the client has read a file that the other process was just making
             return -1.0
-        return samples.get(("ubatch_items_total", frozenset({("batcher", "mine")})), 0.0)
+        return samples.get(("ubatch_items_total", frozenset({("batcher", "measured")})), 0.0)
 
     try:
         eventually(lambda: items() == 0)
@@ -565,10 +565,10 @@ def test_gunicorn_with_two_workers(worker, preload, tmp_path):
         eventually(lambda: items() == asked)
         for _ in range(5):
             samples = parsed(ask("/metrics"))
-            assert value(samples, "items_total", batcher="mine") == asked
-            assert value(samples, "item_wait_seconds_count", batcher="mine") == asked
-            assert value(samples, "batch_size_sum", batcher="mine") == asked
-            assert value(samples, "queued_items", batcher="mine") == 0
+            assert value(samples, "items_total", batcher="measured") == asked
+            assert value(samples, "item_wait_seconds_count", batcher="measured") == asked
+            assert value(samples, "batch_size_sum", batcher="measured") == asked
+            assert value(samples, "queued_items", batcher="measured") == 0
     finally:
         server.terminate()
         server.wait(PATIENCE)

@@ -10,15 +10,14 @@ Guarantees:
 - A batch is in all three histograms or in none, and no look sees fewer batches than an earlier one did.
 - No item, result or exception is kept. No user code runs while a lock is held.
 
-How. Recording is one append to a list, which is atomic. Folding is done by whoever holds `_folding`: it copies the
-list, and takes off what it has copied, while others append behind it. A look from within a fold, further up on the same
+How. Recording is one append to one of two lists, which is atomic. Folding is done by whoever holds `_folding`: it copies
+the lists, and takes off what it has copied, while others append behind it. A look from within a fold, further up on the same
 stack, sees what was folded before.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from functools import partial
 from itertools import chain
 
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
         arrived: float
 
 
-FOLD = 512
+FOLD = 1024
 """Items that are recorded before they are folded."""
 
 _folding = _native.reentrant_lock()  # guards the folding of all recorders: it is short, and a fork has one to renew
@@ -67,13 +66,14 @@ class Recorder:
     """
 
     __slots__ = (
+        "_batches",
         "_buckets",
         "_held",
-        "_new",
         "_room",
         "_run_sum",
         "_runs",
         "_size_sum",
+        "_singles",
         "_sizes",
         "_wait_sum",
         "_waits",
@@ -91,14 +91,14 @@ class Recorder:
 
         self._buckets = _buckets
         self.troubles = Troubles()
-        self._new: list[
-            tuple[Sequence[float], float, int]
-        ] = []  # of each batch: waits, duration, how many it could have
+        # of each batch: its waits, its duration, how many it could have had
+        self._batches: list[tuple[list[float], float, int]] = []
+        self._singles: list[Any] = []  # likewise, of batches of one item, one after another: no work for the collector
         self._held = 0  # items in it, about: workers that come between each other may lose some
         # guarded by _folding
-        self._sizes: Counter[int] = Counter()  # batches by their rounded size; see `_buckets`
-        self._waits: Counter[int] = Counter()  # items by the bucket of their wait
-        self._runs: Counter[int] = Counter()
+        self._sizes: dict[int, int] = {}  # batches by their rounded size; see `_buckets`
+        self._waits: dict[int, int] = {}  # items by the bucket of their wait
+        self._runs: dict[int, int] = {}
         self._size_sum = self._room = 0
         self._wait_sum = self._run_sum = 0.0
         self.heed(observers)
@@ -153,8 +153,10 @@ class Recorder:
             What is to be called once the callers are awake, if anything.
         """
         size = len(batch)
-        waits = (began - batch[0].arrived,) if size == 1 else [began - ticket.arrived for ticket in batch]
-        self._new.append((waits, done - began, most))
+        if size == 1:
+            self._singles.extend((began - batch[0].arrived, done - began, most))
+        else:
+            self._batches.append(([began - ticket.arrived for ticket in batch], done - began, most))
         self._held = held = self._held + size
         if not self.observers and begun is None and not attempt.errors:
             return None if held < FOLD else self.fold
@@ -166,7 +168,7 @@ class Recorder:
                 batcher=name,
                 size=size,
                 max_size=most,
-                waits=tuple(waits),
+                waits=tuple(began - ticket.arrived for ticket in batch),
                 began=began,
                 duration=done - began,
                 reason=reason,
@@ -218,21 +220,26 @@ class Recorder:
         if _folding._is_owned() or not _folding.acquire(wait):
             return
         try:
-            new = self._new[:]
-            if new:
-                each, runs, rooms = zip(*new, strict=True)
-                waits = list(chain.from_iterable(each))
-                wait_codes, run_codes = self._buckets.codes_of(waits), self._buckets.codes_of(runs)
-                del self._new[: len(new)]
-                self._held = 0
-                self._waits.update(wait_codes)
-                self._runs.update(run_codes)
-                for size, count in Counter(map(len, each)).items():
-                    self._sizes[self._buckets.rounded(size)] += count
-                self._size_sum += len(waits)
-                self._wait_sum += sum(waits)
-                self._run_sum += sum(runs)
-                self._room += sum(rooms)
+            singles, batches = self._singles[:], self._batches[:]
+            del self._singles[: len(singles)], self._batches[: len(batches)]
+            self._held = 0
+            waits, runs, room = singles[0::3], singles[1::3], sum(singles[2::3])
+            sizes = [1] * len(waits)
+            if batches:
+                each, more, rooms = zip(*batches, strict=True)
+                waits += chain.from_iterable(each)
+                runs += more
+                room += sum(rooms)
+                sizes += map(len, each)
+            for size in set(sizes):
+                kept = self._buckets.rounded(size)
+                self._sizes[kept] = self._sizes.get(kept, 0) + sizes.count(size)
+            self._buckets.count_times(self._waits, waits)
+            self._buckets.count_times(self._runs, runs)
+            self._size_sum += len(waits)
+            self._wait_sum += sum(waits)
+            self._run_sum += sum(runs)
+            self._room += room
         finally:
             _folding.release()
 
@@ -249,7 +256,7 @@ class Recorder:
             "room": room,
         }
 
-    def _times(self, counts: Counter[int], total: float) -> Histogram:
+    def _times(self, counts: dict[int, int], total: float) -> Histogram:
         return Histogram(((self._buckets.time_of(code), counts[code]) for code in sorted(counts)), total)
 
 

@@ -186,15 +186,12 @@ def test_several_workers_may_record_at_once(hurry):
     class Item:
         arrived = 1.0
 
-    class Attempt:
-        errors = 0
-
     recorder = Recorder()
     rounds = 3000
 
     def work() -> None:
         for _ in range(rounds):
-            after = recorder.batch("", [Item(), Item()], 1.5, 2.0, 4, "full", Attempt(), None, None)  # type: ignore
+            after = recorder.note([Item(), Item()], 1.5, 2.0, 4)
             if after is not None:
                 after()
 

@@ -573,7 +573,10 @@ class Driver(Observed):
             counters.failed("DeadlineExceeded", too_late(batch, attempt.outcomes, monotonic()))
         if watched and self._seat is seat:  # measured: done after delivery it costs more, as callers wait for the GIL
             policy.finished(done, len(batch), done - began, len(self._schedule), sound)
-        after = recorder.batch(self._name, batch, began, done, most, reason, attempt, raised, begun)
+        if recorder.attentive or attempt.errors or begun is not None:
+            after = recorder.tell(self._name, batch, began, done, most, reason, attempt, raised, begun)
+        else:
+            after = recorder.note(batch, began, done, most)
         deliver(batch, attempt.outcomes, done - began)
         seat.batch = []
         del batch, attempt, raised, begun

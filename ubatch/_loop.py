@@ -440,7 +440,10 @@ class Home:
             counters.failed("DeadlineExceeded", too_late(batch, attempt.outcomes, done))
         if watched:
             policy.finished(done, len(batch), done - began, len(schedule), sound)
-        after = recorder.batch(job.name, batch, began, done, most, reason, attempt, raised, begun)
+        if recorder.attentive or attempt.errors or begun is not None:
+            after = recorder.tell(job.name, batch, began, done, most, reason, attempt, raised, begun)
+        else:
+            after = recorder.note(batch, began, done, most)
         shift.batch = []
         deliver(batch, attempt.outcomes)
         self.busy.discard(shift)

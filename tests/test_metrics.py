@@ -179,6 +179,15 @@ def test_forgotten_batchers_still_count(all_shown, scrape, monkeypatch):
     assert len(exporter._changes._gone) <= 10
 
 
+def test_a_batcher_that_is_seen_while_it_is_collected(all_shown, scrape):
+    """It has told its last numbers, and may still be found for a moment: it counts once."""
+    [exporter] = _prometheus._exporters.values()
+    with UBatch(handler=handler, name="measured") as batch:
+        batch.map([1, 2])
+    exporter._changes._mourn(batch)
+    assert value(scrape(), "items_total", batcher="measured") == 2
+
+
 def test_a_batcher_that_gets_its_name_late(all_shown, scrape):
     """What it did before counts for the name that it had."""
     batch: UBatch[int, int] = UBatch(max_queue=1)

@@ -518,6 +518,7 @@ def test_items_that_came_before_the_tracer():
     batch.stop()
     end()
     assert told[0] == ("begin", [None, "here"])
+    assert later.context is None, "a future that is held keeps nobody's context"  # type: ignore[attr-defined]
 
 
 # -- warnings ----------------------------------------------------------------------------------------------

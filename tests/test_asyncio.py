@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import sys
 import threading
 import time
@@ -576,8 +577,9 @@ def test_errors_that_nobody_looks_at(run, gate):
     run(main)
 
 
-def test_no_reference_is_kept(run):
+def test_no_reference_is_kept(run, caplog):
     """Items, results and exceptions are let go of without a garbage collection, and the loop with them."""
+    caplog.set_level(logging.ERROR, "ubatch")  # pytest keeps what is logged, tracebacks and all
 
     class Thing:
         pass

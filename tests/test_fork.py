@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 # What the snippets share. Each child ends by os._exit, so that only the parent's checks count for its status.
 COMMON = """
-import faulthandler, os, signal, sys, threading, time, traceback, warnings
+import faulthandler, logging, os, signal, sys, threading, time, traceback, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
 from ubatch import Stopped, UBatch, WorkerDied
 import ubatch._driver, ubatch._future, ubatch._waiters
@@ -336,6 +336,7 @@ def test_fork_while_the_worker_settles_a_future(run_python, where, outcome):
         COMMON
         + f"""
 where, outcome = {where!r}, {outcome!r}
+logging.getLogger("ubatch").setLevel(logging.ERROR)  # standard error is to stay empty
 inside, go_on = Flag(), Flag()
 
 class Condition:

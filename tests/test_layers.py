@@ -22,8 +22,8 @@ ROWS = (
     (
         "errors",
         "_native",
-        "_typing",
         "_binding",
+        "_buckets",
         "_ceiling",
         "_cost",
         "_traffic",
@@ -32,10 +32,9 @@ ROWS = (
         "_blocks",
         "stats",
     ),
-    ("_arrays", "_blocks"),
-    ("_returns", "_bursts", "_schedule", "_attempt", "_alarm", "_padding", "_pad"),
-    ("_admission", "_policy", "_isolation", "_collate"),
-    ("_lanes",),
+    ("_returns", "_bursts", "_schedule", "_attempt", "_alarm", "_padding", "_pad", "_log", "_observing"),
+    ("_admission", "_policy", "_isolation", "_collate", "_recorder", "_typing", "_changes"),
+    ("_lanes", "_prometheus", "_opentelemetry"),
     ("_waiters", "_executor"),
     ("_seats", "_options", "_future", "_streams"),
     ("_intake",),
@@ -46,12 +45,13 @@ ROWS = (
     ("_loop_faces", "inference"),
     ("aio",),
     ("aio.inference",),
-    ("_cached",),
+    ("_cached", "metrics"),
     ("__init__",),
 )
 LEVELS = {room: level for level, row in enumerate(ROWS) for room in row}
 PURE = {"stats", "_ceiling", "_cost", "_traffic", "_returns", "_bursts", "_policy", "_schedule", "_lanes", "_binding"}
 PURE |= {"_admission", "_attempt", "_isolation", "_terms", "_padding", "_arrays", "_blocks", "_pad", "_collate"}
+PURE |= {"_buckets"}
 IMPURE = {"threading", "_thread", "time", "asyncio", "gevent", "_native"}  # time comes as an argument
 LAZY = {
     "_loop",

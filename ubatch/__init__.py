@@ -1,5 +1,6 @@
 """ubatch turns a function that is fast on a batch into one that many callers can call with a single item."""
 
+from ._observing import Batch, observe
 from .core import UBatch
 from .decorators import dynamically, ubatch_decorator
 from .errors import (
@@ -13,16 +14,18 @@ from .errors import (
     UBatchError,
     WorkerDied,
 )
-from .stats import Stats
+from .stats import Histogram, Stats
 
 __version__ = "2.0.0"
 
 __all__ = [
     "BadBatchOutputSize",
+    "Batch",
     "DeadlineExceeded",
     "HandlerAlreadySet",
     "HandlerFailed",
     "HandlerNotSet",
+    "Histogram",
     "QueueFull",
     "Stats",
     "Stopped",
@@ -32,6 +35,7 @@ __all__ = [
     "__version__",
     "cached",
     "dynamically",
+    "observe",
     "ubatch_decorator",
 ]
 
@@ -39,12 +43,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from . import aio as aio
     from . import inference as inference
+    from . import metrics as metrics
     from ._cached import cached as cached
 else:
 
     def __getattr__(name):
-        """What brings asyncio, concurrent.futures and more along, or is for arrays alone, is loaded at first use."""
-        if name in ("aio", "inference"):
+        """What brings asyncio, concurrent.futures and more along, or few programs need, is loaded at first use."""
+        if name in ("aio", "inference", "metrics"):
             from importlib import import_module
 
             return import_module(f".{name}", __name__)

@@ -50,7 +50,7 @@ import weakref
 from collections import deque
 from functools import partial
 
-from . import _native
+from . import _native, _observing
 from ._attempt import Attempt, Raised, description
 from ._binding import Binder
 from ._ceiling import Ceiling
@@ -58,7 +58,9 @@ from ._intake import Intake
 from ._isolation import Isolating
 from ._lanes import Lanes, too_late
 from ._native import get_ident, monotonic
+from ._observing import Observed
 from ._policy import Adaptive, Window
+from ._recorder import Recorder
 from ._schedule import Fifo, claim_all
 from ._seats import BUSY, NEVER, NOBODY, Seat
 from ._terms import Rules
@@ -80,10 +82,8 @@ IDLE_EXIT = 10.0
 EXIT_WAIT = 2.0
 """Seconds that the interpreter's exit waits for running handlers, all batchers together."""
 
-_living: dict[int, weakref.ref[Driver]] = {}  # every driver, by id; operations on a dict are atomic
 
-
-class Driver(Intake):
+class Driver(Intake, Observed):
     """The engine under `UBatch`; see the head of the file."""
 
     def __init__(
@@ -105,7 +105,8 @@ class Driver(Intake):
         self._warned = False
         self._simple = False  # whether a call with one argument needs but to be appended
         self._fresh()
-        _living[id(self)] = weakref.ref(self, partial(_forget, id(self)))
+        _observing.register(self)
+        self._heed()
 
     def _fresh(self) -> None:
         """Make all that a forked child must not share with its parent."""
@@ -119,7 +120,8 @@ class Driver(Intake):
         self._schedule: Fifo | Lanes = Fifo()
         if self._rules.special:
             self._specialise()
-        self._counters = Counters()  # written by the leader alone, but for `errors`: under _shifts
+        self._recorder = Recorder(_observing.observers_of(self))
+        self._counters = Counters()  # written by the leader alone, but for errors: under _shifts
         self._given_up = Counters()  # what others count; guarded by _lock
         self._untold: deque[Callable[[], None]] = deque()  # what the policy is to be told by the next that leads
         self._farewells: deque[Ticket] = deque()  # of those who wait until the workers have nothing left to do
@@ -129,12 +131,20 @@ class Driver(Intake):
         schedule = getattr(self, "_schedule", None)
         if schedule is not None and schedule:  # there never was a worker, and never will be
             self._give_up_queue(partial(Stopped, self._name))
+        if _observing.mourners:
+            _observing.mourn(self)
+
+    def _heed(self) -> None:
+        self._recorder.heed(_observing.observers_of(self))
+        self._simplify()
 
     def _snapshot(self) -> Stats:
+        recorded = self._recorder.recorded()  # before what is counted as batches begin
         running = sum(len(seat.batch) for seat in [*self._crew] if seat.mine)
         learned = self._policy.cost
         a, c = (learned.a, learned.c) if learned is not None else (0.0, 0.0)
-        return self._counters.snapshot(self._given_up, queued=len(self._schedule), running=running, a=a, c=c)
+        present = {"queued": len(self._schedule), "running": running, "a": a, "c": c}
+        return self._counters.snapshot(self._given_up, recorded, **present)
 
     # -- workers ------------------------------------------------------------------------------------------
 
@@ -391,7 +401,7 @@ class Driver(Intake):
         most = self._most(seat) if self._isolate else self._max_size
         batch: list[Any] = []
         seat.batch = batch
-        handlers, binder, counters = self._handlers, self._binder, self._counters
+        handlers, binder, counters, recorder = self._handlers, self._binder, self._counters, self._recorder
         schedule = self._schedule
         if isinstance(schedule, Lanes):
             self._take(schedule, batch, most)
@@ -404,14 +414,15 @@ class Driver(Intake):
         assert handlers and binder is not None, "a worker without a handler"
         handler, policy = handlers[0], self._policy
         counters.items += len(batch)
-        counters.cuts["drained" if self._closed else "full" if len(batch) >= most else policy.reason] += 1
+        reason = "drained" if self._closed else "full" if len(batch) >= most else policy.reason
+        counters.cuts[reason] += 1
         seat.mine.append(True)
         if seat.dismissed:  # after the look of _dismiss at `mine`: one of the two finds the batch
             self._abandon(seat)
             return
         watched = policy.watch()
-        timed = watched or len(batch) > 1  # who wakes a single caller need not know how long it took
-        began = monotonic() if timed else 0.0
+        begun = recorder.begin(self._name, batch) if recorder.tracers else None
+        began = monotonic()
         if watched:
             self._tell_policy()
             arrived = [ticket.arrived for ticket in batch]
@@ -421,32 +432,38 @@ class Driver(Intake):
         if self._workers > 1:
             handler = handlers[seat.post % len(handlers)]
             self._hand_on(seat)
+            began = monotonic()
         attempt = Isolating(self._ceiling(seat)) if self._isolate else Attempt()
-        args = kwargs = None
-        sound = True
+        args = kwargs = raised = None
         for args, kwargs in attempt.calls(batch, binder):
             try:
                 attempt.output = handler(*args, **kwargs)
             except BaseException as error:
                 error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # without this frame
                 attempt.output = Raised(error)
-                sound = False
+                raised = error
             if not seat.mine:  # stop() gave up on this batch while the handler ran
                 break
-        done = monotonic() if timed else 0.0  # before anything is delivered: from here on callers return
-        sound = sound and args is not None  # else no call fitted the handler
+        done = monotonic()  # before anything is delivered: from here on callers return
+        if begun is not None:
+            begun.leave()
+        sound = raised is None and args is not None  # else no call fitted the handler
         args = kwargs = attempt.output = None
         try:
             seat.mine.pop()
         except IndexError:  # it has, if only just now
-            del batch, attempt
+            if begun is not None:
+                begun.end(None)
+            del batch, attempt, raised
             return
-        errors = attempt.errors
-        if schedule.special:
-            errors += too_late(batch, attempt.outcomes, monotonic())
-        if errors:
+        if attempt.errors:
             with self._shifts:
-                counters.errors += errors
+                counters.failed_as(attempt.outcomes)
+        if schedule.special:
+            late = too_late(batch, attempt.outcomes, monotonic())
+            if late:
+                with self._shifts:
+                    counters.failed("DeadlineExceeded", late)
         if self._seat is not seat:
             self._lead_again(seat)  # before its callers come back with more
         if watched and not seat.dismissed:  # measured: told after delivery it costs more, as callers wait for the GIL
@@ -456,9 +473,16 @@ class Driver(Intake):
                 policy.finished(*told)
             else:
                 self._untold.append(partial(policy.finished, *told))
+        if recorder.attentive or attempt.errors or begun is not None:
+            after = recorder.tell(self._name, batch, began, done, most, reason, attempt, raised, begun)
+        else:
+            after = recorder.note(batch, began, done, most)
         deliver(batch, attempt.outcomes, done - began)
         seat.batch = []
-        del batch, attempt
+        del batch, attempt, raised, begun
+        if after is not None:
+            after()
+            del after
         if _native.current_hub() is not None:
             seat.has_hub = True
             _native.run_hub()
@@ -540,7 +564,8 @@ class Driver(Intake):
         try:
             with self._lock:
                 held.batch, seat.batch = seat.batch, []  # one of us delivers it
-                self._given_up.errors += sum(ticket.outcome is PENDING for ticket in held.batch)
+                pending = sum(ticket.outcome is PENDING for ticket in held.batch)
+                self._given_up.failed(type(error()).__name__, pending)
         finally:  # a signal handler may raise
             self._give_up(held, error)
 
@@ -687,10 +712,6 @@ def _because(cause: BaseException, make: Callable[..., Exception], *args: Any) -
     return error
 
 
-def _forget(key: int, _: object) -> None:
-    _living.pop(key, None)
-
-
 def _start(driver: Driver, seat: Seat) -> None:
     if sys.is_finalizing():
         raise RuntimeError("the interpreter is shutting down")
@@ -729,7 +750,8 @@ def _work(box: list[Driver], seat: Seat) -> None:
 
 
 def _drivers() -> list[Driver]:
-    return [driver for ref in list(_living.values()) if (driver := ref()) is not None]
+    found = [ref() for ref in list(_observing.living.values())]
+    return [driver for driver in found if isinstance(driver, Driver)]
 
 
 def _after_fork_in_child() -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from ._binding import Binder
     from ._policy import Adaptive, Window
+    from ._recorder import Recorder
     from ._schedule import Fifo
     from ._terms import Asked, Rules
     from ._waiters import Ticket
@@ -56,6 +57,7 @@ class Intake:
         _threads: set[int]
         _schedule: Fifo | Lanes
         _given_up: Counters
+        _recorder: Recorder
         _leaving: set[Seat]
 
         def _call_worker(self) -> None: ...
@@ -97,6 +99,10 @@ class Intake:
         binder = self._binder
         for ticket in tickets:
             ticket.call = UNBOUND if binder is None else binder.bind(ticket.args, ticket.kwargs)
+        capture = self._recorder.capture
+        if capture is not None:
+            for ticket in tickets:
+                ticket.context = capture()
         schedule = self._schedule
         if asked is not None or schedule.special:
             for ticket in tickets:
@@ -129,8 +135,8 @@ class Intake:
         """Find out anew whether calls with one argument need but to be appended."""
         with self._lock:
             binder = self._binder
-            closed = self._closed or not self._started
-            self._simple = binder is not None and binder.accepts_one and not (closed or self._schedule.special)
+            accepts = not self._closed and self._started and binder is not None and binder.accepts_one
+            self._simple = accepts and not self._schedule.special and self._recorder.capture is None
 
     def _offer(self, lanes: Lanes, tickets: Sequence[Ticket]) -> bool:
         """Queue tickets with terms, or put them in the lobby; whether the worker is to look at them in any case."""
@@ -155,6 +161,7 @@ class Intake:
             if accepted is None:
                 with self._lock:
                     self._given_up.rejected += len(tickets)
+                self._recorder.rejected(self._name, len(tickets))
                 raise QueueFull(self._name, limit or 0)
             if accepted < len(tickets):
                 self._let_in(lanes)
@@ -196,6 +203,8 @@ class Intake:
                 self._given_up.expired += len(expired)
                 self._given_up.dropped += len(failed)
             deliver(held.batch, outcomes)
+            if expired:
+                self._recorder.expired(self._name, len(expired))
         self._leaving.discard(held)
 
     def _call_worker_for(self, seat: Seat) -> None:

@@ -33,6 +33,7 @@ from ._isolation import Isolating
 from ._lanes import Lanes, too_late
 from ._native import monotonic
 from ._options import policy_for
+from ._recorder import Recorder
 from ._schedule import Fifo, claim_all
 from ._terms import INFINITE
 from .core import UBatch
@@ -71,6 +72,7 @@ class Job:
         "max_size",
         "name",
         "place",
+        "recorder",
         "rules",
         "simple",
         "special",
@@ -101,13 +103,15 @@ class Job:
         self.is_coroutine = False
         self.started = False
         self.closed = False
+        self.recorder = Recorder()
         self.special = rules.special  # whether items have terms
         self.simple = False
         """Whether a call with one argument needs but to be queued."""
 
     def simplify(self) -> None:
         """Find out `simple` anew."""
-        self.simple = self.started and self.binder is not None and self.binder.accepts_one and not self.special
+        accepts = self.started and self.binder is not None and self.binder.accepts_one
+        self.simple = accepts and not self.special and self.recorder.capture is None
         if self.closed:  # looked at last: who closes says so first
             self.simple = False
 
@@ -115,7 +119,10 @@ class Job:
 class Ticket:
     """One call on its way: its arguments, and the future of its outcome."""
 
-    __slots__ = ("args", "arrived", "call", "future", "kwargs", "terms")
+    __slots__ = ("args", "arrived", "call", "context", "future", "kwargs", "terms")
+
+    context: Any
+    """That of its caller (`contextvars`); set only where there is a tracer. See `_observing`."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], future: asyncio.Future[Any]) -> None:
         self.args = args
@@ -147,6 +154,12 @@ class Shift:
         self.task: asyncio.Task[None] | None = None
 
 
+class Thread(UBatch["Any", "Any"]):
+    """What runs a handler that is a plain function."""
+
+    _is_hidden = True
+
+
 class Home:
     """A batcher's queue, batches in flight and policy on one event loop."""
 
@@ -166,7 +179,7 @@ class Home:
         self._held = 0  # items queued when the timer was set
         self._time_is_up = False
         self._farewells: list[asyncio.Future[bool]] = []
-        self._threads: list[UBatch[Any, Any]] = []  # of handlers that are plain functions; those that are free
+        self._threads: list[Thread] = []  # of handlers that are plain functions; those that are free
         self._warned = False
 
     # -- submitting ---------------------------------------------------------------------------------------
@@ -217,6 +230,10 @@ class Home:
             return
         for ticket in tickets:
             ticket.call = UNBOUND if job.binder is None else job.binder.bind(ticket.args, ticket.kwargs)
+        capture = job.recorder.capture
+        if capture is not None:
+            for ticket in tickets:
+                ticket.context = capture()
         if asked is not None or job.special:
             self._accept_with_terms(tickets, asked, waits)
             return
@@ -239,6 +256,7 @@ class Home:
             accepted = lanes.admission.offer(tickets, rules.block and waits)
             if accepted is None:
                 counters.rejected += len(tickets)
+                self.job.recorder.rejected(self.job.name, len(tickets))
                 raise QueueFull(self.job.name, rules.max_queue or 0)
             for ticket in tickets:
                 ticket.future.add_done_callback(partial(self._left, ticket))
@@ -290,6 +308,7 @@ class Home:
             expired, lanes.expired = lanes.expired, []
             self.counters.expired += len(expired)
             self._expire(expired)
+            self.job.recorder.expired(self.job.name, len(expired))
         if lanes.failed:
             failed, lanes.failed = lanes.failed, []
             self.counters.dropped += len(failed)
@@ -384,8 +403,9 @@ class Home:
             return
         self.busy.add(shift)
         counters.items += len(batch)
-        counters.cuts["drained" if job.closed else "full" if len(batch) >= most else policy.reason] += 1
-        watched = policy.watch()
+        reason = "drained" if job.closed else "full" if len(batch) >= most else policy.reason
+        counters.cuts[reason] += 1
+        watched, recorder = policy.watch(), job.recorder
         began = monotonic()
         if watched:
             arrived = [ticket.arrived for ticket in batch]
@@ -398,12 +418,13 @@ class Home:
             self.wake_at = 1
         serving.set(shift)
         attempt = Isolating(self._ceiling(shift)) if job.isolate else Attempt()
-        sound, cancelled = True, False
+        cancelled = False
         binder = job.binder
         assert job.handlers and binder is not None, "a shift without a handler"
         handler = job.handlers[shift.post % len(job.handlers)]
         call = handler if job.is_coroutine else partial(self._in_thread, handler)
-        args = kwargs = None
+        begun = recorder.begin(job.name, batch) if recorder.tracers else None
+        args = kwargs = raised = None
         for args, kwargs in attempt.calls(batch, binder):
             try:
                 attempt.output = await call(*args, **kwargs)
@@ -414,18 +435,28 @@ class Home:
                 error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # without this frame
                 attempt.output = Raised(error)
             if type(attempt.output) is Raised:
-                sound = False
+                raised = attempt.output.error
             if not shift.batch:  # stop() gave up on it meanwhile
-                del batch, attempt
+                if begun is not None:
+                    begun.leave()
+                    begun.end(None)
+                del batch, attempt, raised
                 return
         done = monotonic()
-        sound = sound and args is not None  # else no call fitted the handler
+        if begun is not None:
+            begun.leave()
+        sound = raised is None and args is not None  # else no call fitted the handler
         args = kwargs = attempt.output = None
-        counters.errors += attempt.errors
+        if attempt.errors:
+            counters.failed_as(attempt.outcomes)
         if schedule.special:
-            counters.errors += too_late(batch, attempt.outcomes, done)
+            counters.failed("DeadlineExceeded", too_late(batch, attempt.outcomes, done))
         if watched:
             policy.finished(done, len(batch), done - began, len(schedule), sound)
+        if recorder.attentive or attempt.errors or begun is not None:
+            after = recorder.tell(job.name, batch, began, done, most, reason, attempt, raised, begun)
+        else:
+            after = recorder.note(batch, began, done, most)
         shift.batch = []
         deliver(batch, attempt.outcomes)
         self.busy.discard(shift)
@@ -435,13 +466,15 @@ class Home:
             self._follow_later()
         else:
             self._follow()
-        del batch, attempt  # an exception's traceback refers to this frame: not to others' items
+        del batch, attempt, raised, begun  # an exception's traceback refers to this frame: not to others' items
+        if after is not None:
+            after()
 
     async def _in_thread(self, handler: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call a plain function in one of as many threads as there are workers."""
         shift = serving.get()
         context = contextvars.copy_context()  # so that the handler's thread knows whom it serves
-        thread = self._threads.pop() if self._threads else UBatch(1, 0.0, handler=_call_each, name=self.job.name)
+        thread = self._threads.pop() if self._threads else Thread(1, 0.0, handler=_call_each, name=self.job.name)
         try:
             result = await thread.aubatch(lambda: context.run(_guarded, handler, args, kwargs))
         except BaseException:  # cancelled; the handler may run on
@@ -546,7 +579,7 @@ class Home:
     def _bury(self, tickets: list[Any], error: BaseException | None) -> None:
         """A shift died of something that is not the handler's: fail what it had, and go on."""
         died = partial(WorkerDied, self.job.name, "cancelled" if error is None else description(error))
-        self.counters.errors += len(tickets)
+        self.counters.failed("WorkerDied", len(tickets))
         deliver(tickets, [_because(error, died()) for _ in tickets])
         self._follow()
         import logging
@@ -596,7 +629,7 @@ class Home:
         self._give_up_queue()
         for shift in list(self.busy):
             batch, shift.batch = shift.batch, []
-            self.counters.errors += len(batch)
+            self.counters.failed("Stopped", len(batch))
             self.busy.discard(shift)
             deliver(batch, [Stopped(self.job.name) for _ in batch])
             if shift.task is not None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack as Unpack
 
+    from ._observing import Observer
+
     T = TypeVar("T")
     T_contra = TypeVar("T_contra", contravariant=True)
     U = TypeVar("U")
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
         deadline: float | None
         aging: float
         isolate: bool
+        observer: Observer | None
         workers: int
         executor: Executor | Callable[[], Executor] | None
 

@@ -43,7 +43,10 @@ PENDING: Any = type("Pending", (), {"__slots__": (), "__repr__": lambda self: "<
 class Ticket:
     """One call on its way: its arguments, and an outcome once it is delivered."""
 
-    __slots__ = ("args", "arrived", "call", "kwargs", "left", "outcome", "terms")
+    __slots__ = ("args", "arrived", "call", "context", "kwargs", "left", "outcome", "terms")
+
+    context: Any
+    """That of its caller (`contextvars`); set only where there is a tracer. See `_observing`."""
 
     home: Any
     """Tickets of equal homes are woken together."""

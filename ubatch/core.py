@@ -8,6 +8,7 @@ from __future__ import annotations
 from ._binding import Binder
 from ._driver import Driver
 from ._faces import Faces, View
+from ._observing import checked_observer
 from ._options import (
     checked_executor,
     checked_handlers,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
+    from ._observing import Observer
     from ._terms import Asked
     from ._typing import Handler
     from .stats import Stats
@@ -87,6 +89,8 @@ class UBatch(Driver, Faces[T, U]):
             harm to see an item again. One bad item among n costs 2·log2(n) calls more; once 8·log2(n) calls have
             failed, the items not yet known to be good fail. A batch that runs out of memory (of the GPU, too) is
             split likewise, and those after it are kept as small as its parts that went through, for a time.
+        observer: called with an `ubatch.Batch`, by the worker, after the callers of a batch were woken; the next batch
+            waits for it. If it raises, that is logged once. See `ubatch.observe`.
 
     Raises:
         TypeError, ValueError: an argument is not as described; the message has its value.
@@ -110,6 +114,7 @@ class UBatch(Driver, Faces[T, U]):
         deadline: float | None = None,
         aging: float = 1.0,
         isolate: bool = False,
+        observer: Observer | None = None,
     ) -> None:
         from ._future import FutureTicket  # not in submit(), which a signal handler or a __del__ may call at any time
 
@@ -119,6 +124,8 @@ class UBatch(Driver, Faces[T, U]):
         rules = rules_for(key, weight, max_weight, padded, max_queue, overflow, deadline, aging)
         workers = checked_workers(workers)
         policy = policy_for(self._timeout, workers)
+        if checked_observer(observer) is not None:
+            self._observers = (observer,)
         super().__init__(name or "ubatch", checked_max_size(max_size), policy, rules, checked_isolate(isolate), workers)
         self._place = checked_executor(executor)
         if handler is not None:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -55,6 +55,27 @@ def snapshots(batch: UBatch[str, int]) -> None:
     assert_type(batch.stats, ubatch.Stats)
     assert_type(batch.stats.items, int)
     assert_type(batch.stats.mean_batch_size, float)
+    assert_type(batch.stats - batch.stats, ubatch.Stats)
+    assert_type(batch.stats.wait, ubatch.Histogram)
+    assert_type(batch.stats.wait.p99, float)
+
+
+def seen(record: ubatch.Batch) -> None:
+    assert_type(record.waits, tuple[float, ...])
+    assert_type(record.error, Exception | None)
+
+
+def observers(batch: UBatch[str, int]) -> None:
+    assert_type(ubatch.observe(seen), Callable[[], None])
+    ubatch.observe(print, batch)
+    UBatch[str, int](observer=seen)
+    ubatch_decorator(max_size=8, observer=seen)
+    assert_type(ubatch.metrics.prometheus(batch), Callable[[], None])
+    ubatch.metrics.opentelemetry()
+    ubatch.metrics.traces()
+
+    ubatch.observe(lambda: None)  # type: ignore
+    UBatch[str, int](observer=lengths)  # type: ignore
 
 
 def made() -> None:

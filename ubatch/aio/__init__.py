@@ -14,10 +14,11 @@ import asyncio
 import sys
 from asyncio import get_running_loop
 
-from ubatch import _native
+from ubatch import _native, _observing
 from ubatch._binding import Binder, is_coroutine_function
 from ubatch._loop import Home, Job, serving
 from ubatch._loop_faces import Faces, View
+from ubatch._observing import Observed
 from ubatch._options import (
     checked_executor,
     checked_handlers,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Concatenate, Protocol
 
+    from ubatch._observing import Observer
     from ubatch._typing import AnyHandler, AnyMethod, Face, Options, Unpack
     from ubatch.stats import Stats
 
@@ -71,7 +73,7 @@ F = TypeVar("F", bound="Callable[..., Any]")
 F_co = TypeVar("F_co", covariant=True)
 
 
-class UBatch(Faces[T, U]):
+class UBatch(Observed, Faces[T, U]):
     """Gathers the items of many coroutines and gives them to a batch handler in one call.
 
     Tasks each call with one item of type `T` and get their own result, of type `U`. Every accepted item resolves:
@@ -97,6 +99,7 @@ class UBatch(Faces[T, U]):
             `ubatch.UBatch`.
         key, weight, max_weight, padded, deadline, aging, isolate: as of `ubatch.UBatch`.
         max_queue, overflow: likewise, for each loop; `submit`, which cannot wait, raises `QueueFull` in any case.
+        observer: likewise; called in the event loop, which waits for it.
 
     Raises:
         TypeError, ValueError: an argument is not as described; the message has its value.
@@ -122,6 +125,7 @@ class UBatch(Faces[T, U]):
         deadline: float | None = None,
         aging: float = 1.0,
         isolate: bool = False,
+        observer: Observer | None = None,
     ) -> None:
         self._given_name = checked_name(name)
         rules = rules_for(key, weight, max_weight, padded, max_queue, overflow, deadline, aging)
@@ -139,6 +143,10 @@ class UBatch(Faces[T, U]):
         self._homes: dict[asyncio.AbstractEventLoop, Home] = {}
         self._past = Counters()  # of homes whose loops are closed
         self._latest: Home | None = None
+        if _observing.checked_observer(observer) is not None:
+            self._observers = (observer,)
+        _observing.register(self)
+        self._heed()
         if handler is not None:
             self._job.started = True
             self.set_handler(handler)
@@ -258,6 +266,7 @@ class UBatch(Faces[T, U]):
     @property
     def stats(self) -> Stats:
         """A snapshot of what the batcher has done, in all loops; see `ubatch.Stats`. `a`, `c`: of the latest loop."""
+        recorded = self._job.recorder.recorded()  # before what is counted as batches begin
         total, queued, running = Counters(), 0, 0
         latest = self._latest
         with self._lock:
@@ -269,7 +278,11 @@ class UBatch(Faces[T, U]):
             running += sum(len(shift.batch) for shift in list(home.busy))
         learned = latest.policy.cost if latest is not None else None
         a, c = (learned.a, learned.c) if learned is not None else (0.0, 0.0)
-        return total.snapshot(Counters(), queued=queued, running=running, a=a, c=c)
+        return total.snapshot(Counters(), recorded, queued=queued, running=running, a=a, c=c)
+
+    def _heed(self) -> None:
+        self._job.recorder.heed(_observing.observers_of(self))
+        self._job.simplify()
 
     @property
     def max_size(self) -> int:
@@ -352,6 +365,8 @@ class UBatch(Faces[T, U]):
         job = getattr(self, "_job", None)
         if job is not None and not job.started:  # nobody will
             self._tell(Home.close, False)
+        if _observing.mourners:
+            _observing.mourn(self)
 
     def __repr__(self) -> str:
         job, stats = self._job, self.stats

@@ -1,0 +1,598 @@
+"""What batchers do, as Prometheus and OpenTelemetry see it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib.util
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+for package in ("prometheus_client", "opentelemetry.sdk"):
+    if importlib.util.find_spec(package.partition(".")[0]) is None or importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed", allow_module_level=True)
+
+from opentelemetry.sdk.metrics import MeterProvider  # noqa: E402
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader  # noqa: E402
+from opentelemetry.sdk.trace import TracerProvider  # noqa: E402
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor  # noqa: E402
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter  # noqa: E402
+from opentelemetry.trace import StatusCode  # noqa: E402
+from prometheus_client import CollectorRegistry, Counter, generate_latest  # noqa: E402
+from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
+
+from ubatch import QueueFull, UBatch, _changes, _prometheus, aio, metrics, ubatch_decorator  # noqa: E402
+from ubatch.stats import REASONS  # noqa: E402
+
+PATIENCE = 10.0
+DASHBOARD = Path(__file__).resolve().parent.parent / "examples" / "grafana.json"
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def handler(items: list[Any]) -> list[Any]:
+    if "bad" in items:
+        raise KeyError
+    return items
+
+
+def eventually(condition: Callable[[], Any]) -> None:
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < until, "not in time"
+        time.sleep(0.001)
+
+
+def parsed(text: str) -> Samples:
+    """All samples of an exposition."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    return samples["ubatch_" + name, frozenset(labels.items())]
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def scrape(registry: CollectorRegistry) -> Callable[[], Samples]:
+    return lambda: parsed(generate_latest(registry).decode())
+
+
+@pytest.fixture
+def all_shown(registry: CollectorRegistry) -> Iterator[None]:
+    gc.collect()  # batchers of other tests
+    end = metrics.prometheus(registry=registry)
+    yield
+    end()
+
+
+# -- Prometheus -------------------------------------------------------------------------------------------
+
+
+def test_a_known_load_gives_the_known_numbers(all_shown, scrape):
+    """As a scrape is read by prometheus_client's own parser."""
+    batch = UBatch(4, 0.0, handler=handler, name="measured", max_queue=100)
+    with batch:
+        batch.map(range(10))
+        with pytest.raises(KeyError):
+            batch.map([1, "bad"])
+        with pytest.raises(QueueFull):
+            batch.map(range(101))
+    samples = scrape()
+    assert value(samples, "items_total", batcher="measured") == 12
+    reasons = {reason: value(samples, "batches_total", batcher="measured", reason=reason) for reason in REASONS}
+    assert {reason: count for reason, count in reasons.items() if count} == {"full": 2, "idle": 2}
+    assert value(samples, "errors_total", batcher="measured", type="KeyError") == 2
+    assert value(samples, "unserved_items_total", batcher="measured", cause="rejected") == 101
+    assert value(samples, "batch_room_items_total", batcher="measured") == 16
+    assert (
+        value(samples, "queued_items", batcher="measured") == value(samples, "running_items", batcher="measured") == 0
+    )
+    buckets = {
+        le: value(samples, "batch_size_bucket", batcher="measured", le=le) for le in ("1.0", "2.0", "4.0", "+Inf")
+    }
+    assert buckets == {"1.0": 0, "2.0": 2, "4.0": 4, "+Inf": 4}
+    assert (
+        value(samples, "batch_size_count", batcher="measured"),
+        value(samples, "batch_size_sum", batcher="measured"),
+    ) == (
+        4,
+        12,
+    )
+    assert value(samples, "item_wait_seconds_count", batcher="measured") == 12
+    assert value(samples, "batch_run_seconds_count", batcher="measured") == 4
+    stats = batch.stats
+    assert value(samples, "item_wait_seconds_sum", batcher="measured") == pytest.approx(stats.wait.sum)
+    assert value(samples, "batch_run_seconds_sum", batcher="measured") == pytest.approx(stats.run.sum)
+    assert scrape() == samples, "nothing is counted twice"
+
+
+def test_times_are_in_their_buckets(all_shown, scrape):
+    """A handler's 20 ms are more than 10 ms and less than 50 ms, unless the machine is slow."""
+    with UBatch(handler=lambda items: time.sleep(0.02) or items, name="measured") as batch:
+        batch.map([1])
+        run = batch.stats.run.sum
+    samples = scrape()
+    for bound in _prometheus.SECONDS:
+        found = value(samples, "batch_run_seconds_bucket", batcher="measured", le=str(bound))
+        assert found == (run <= bound) or abs(run - bound) < bound / 8
+
+
+def test_what_is_going_on_now(all_shown, scrape):
+    """Items that wait, and those of batches that run; nothing once the batcher is gone."""
+    proceed = threading.Event()
+
+    def stuck(items: list[int]) -> list[int]:
+        proceed.wait(PATIENCE)
+        return items
+
+    batch = UBatch(2, 0.0, handler=stuck, name="measured")
+    futures = [batch.submit(number) for number in range(5)]
+    eventually(lambda: batch.stats.running and batch.stats.queued < 5)
+    samples = scrape()
+    running = value(samples, "running_items", batcher="measured")
+    assert 1 <= running <= 2
+    assert value(samples, "queued_items", batcher="measured") == 5 - running
+    proceed.set()
+    assert [future.result(PATIENCE) for future in futures] == [*range(5)]
+    batch.stop()
+    ref, batch = weakref.ref(batch), None  # type: ignore[assignment]
+    eventually(lambda: gc.collect() is not None and ref() is None)
+    assert (
+        value(scrape(), "queued_items", batcher="measured") == value(scrape(), "running_items", batcher="measured") == 0
+    )
+    assert value(scrape(), "items_total", batcher="measured") == 5
+
+
+def test_forgotten_batchers_still_count(all_shown, scrape, monkeypatch):
+    """All those of one name together, also if nobody has looked in their lifetimes; however many there were."""
+    monkeypatch.setattr(_changes, "MOST_GONE", 10)
+    for number in range(30):
+        with UBatch(handler=handler, name="measured") as batch:
+            batch.map([number])
+        if number == 20:
+            assert value(scrape(), "items_total", batcher="measured") == 21
+        del batch
+    eventually(lambda: gc.collect() is not None and value(scrape(), "items_total", batcher="measured") == 30)
+    [exporter] = _prometheus._exporters.values()
+    assert len(exporter._changes._gone) <= 10
+
+
+def test_a_batcher_that_is_seen_while_it_is_collected(all_shown, scrape):
+    """It has told its last numbers, and may still be found for a moment: it counts once."""
+    [exporter] = _prometheus._exporters.values()
+    with UBatch(handler=handler, name="measured") as batch:
+        batch.map([1, 2])
+    exporter._changes._mourn(batch)
+    assert value(scrape(), "items_total", batcher="measured") == 2
+
+
+def test_a_batcher_that_gets_its_name_late(all_shown, scrape):
+    """What it did before counts for the name that it had."""
+    batch: UBatch[int, int] = UBatch(max_queue=1)
+    with pytest.warns(RuntimeWarning, match="items wait"):
+        batch.submit(1)
+    with pytest.raises(QueueFull):
+        batch.submit(2)
+    assert value(scrape(), "unserved_items_total", batcher="ubatch", cause="rejected") == 1
+    batch.set_handler(handler)
+    with batch:
+        eventually(lambda: not batch.stats.queued)
+        batch.map([3])
+    samples = scrape()
+    assert value(samples, "unserved_items_total", batcher="ubatch", cause="rejected") == 1
+    assert value(samples, "unserved_items_total", batcher="handler", cause="rejected") == 0
+    assert value(samples, "items_total", batcher="handler") == 2
+
+
+def test_batchers_of_both_kinds_and_decorated_functions(registry, scrape):
+    """Chosen one by one, in one registry, until their ends are called; then the registry is free again."""
+    function = ubatch_decorator(handler)
+    loop = aio.UBatch(handler=handler, name="loop, in a thread")
+    other = UBatch(handler=handler, name="other")
+    ends = [metrics.prometheus(function, registry), metrics.prometheus(loop, registry)]
+    with function.batcher, other:
+        function.map([1, 2])
+        other.map([3])
+    asyncio.run(_ask(loop, [1, 2, 3]))
+    samples = scrape()
+    assert value(samples, "items_total", batcher="handler") == 2
+    assert value(samples, "items_total", batcher="loop, in a thread") == 3
+    assert {dict(labels).get("batcher") for _, labels in samples} == {"handler", "loop, in a thread"}
+    ends[0]()
+    asyncio.run(_ask(loop, [4]))
+    with function.batcher:
+        function.map([5])
+    samples = scrape()
+    assert value(samples, "items_total", batcher="loop, in a thread") == 4
+    assert value(samples, "items_total", batcher="handler") == 2
+    ends[1]()
+    assert scrape() == {}
+    Counter("ubatch_items", "Somebody else's.", registry=registry)
+    with pytest.raises(ValueError, match="Duplicated"):
+        metrics.prometheus(registry=registry)
+    with pytest.raises(TypeError, match="batcher must be"):
+        metrics.prometheus("measured", registry)
+
+
+async def _ask(batch: Any, items: list[Any]) -> Any:
+    batch.start()
+    results = await batch.map(items)
+    await batch.stop()
+    return results
+
+
+def test_scrapes_under_load(all_shown, scrape, hurry):
+    """From several threads at once, and beside a load: nothing is lost, and no counter goes back."""
+    over = threading.Event()
+    failures: list[BaseException] = []
+
+    def look() -> None:
+        try:
+            before = 0.0
+            while not over.is_set():
+                samples = scrape()
+                after = samples.get(("ubatch_items_total", frozenset({("batcher", "measured")})), 0.0)
+                assert after >= before
+                before = after
+        except BaseException as error:
+            failures.append(error)
+
+    def call() -> None:
+        for _ in range(300):
+            batch.ubatch(1)
+
+    with UBatch(handler=handler, name="measured") as batch:
+        lookers = [threading.Thread(target=look) for _ in range(3)]
+        callers = [threading.Thread(target=call) for _ in range(8)]
+        for thread in (*lookers, *callers):
+            thread.start()
+        for thread in callers:
+            thread.join()
+        over.set()
+        for thread in lookers:
+            thread.join()
+    assert failures == []
+    assert value(scrape(), "items_total", batcher="measured") == value(
+        scrape(), "item_wait_seconds_count", batcher="measured"
+    )
+    assert value(scrape(), "items_total", batcher="measured") == 2400
+
+
+def test_a_process_of_several(run_python, tmp_path):
+    """Where a scrape reads files, each process writes its own, forked ones too, by a thread that its batches begin."""
+    printed = run_python(
+        """
+        import os, threading, time, warnings
+        import ubatch, ubatch.metrics
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+        from prometheus_client import CollectorRegistry, multiprocess
+        ubatch._prometheus.INTERVAL = 0.01
+        end = ubatch.metrics.prometheus()
+        batch = ubatch.UBatch(handler=lambda items: items, name="measured")
+        [exporter] = ubatch._prometheus._exporters.values()
+        def items():
+            registry = CollectorRegistry()
+            multiprocess.MultiProcessCollector(registry)
+            with exporter._lock:  # prometheus_client cannot read a file that is just being made
+                return registry.get_sample_value("ubatch_items_total", {"batcher": "measured"})
+        def until(number):
+            while items() != number:
+                time.sleep(0.01)
+        def threads():
+            return sum(thread.name == "ubatch-metrics" for thread in threading.enumerate())
+        assert threads() == 0
+        batch.map(range(10))
+        until(10)
+        assert threads() == 1
+        pid = os.fork()
+        if not pid:
+            assert threads() == 0
+            batch.map(range(3))
+            until(13)
+            batch.map(range(2))
+            until(15)
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        batch.map([1])
+        until(16)
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)
+        assert registry.get_sample_value("ubatch_item_wait_seconds_count", {"batcher": "measured"}) == 16
+        assert registry.get_sample_value("ubatch_batch_size_bucket", {"batcher": "measured", "le": "2.0"}) == 2
+        assert registry.get_sample_value("ubatch_queued_items", {"batcher": "measured"}) == 0
+        ubatch._prometheus.INTERVAL = 60
+        time.sleep(0.05)
+        end()
+        while threads():
+            time.sleep(0.01)
+        print("ended")
+        """,
+        env={"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+    )
+    assert printed == "ended\n"
+
+
+def test_what_the_last_moments_brought_is_written_at_exit(run_python, tmp_path):
+    """A process that ends before its thread writes loses nothing."""
+    run_python(
+        """
+        import ubatch, ubatch.metrics
+        ubatch.metrics.prometheus()
+        ubatch.UBatch(handler=lambda items: items, name="measured").map(range(10))
+        """,
+        env={"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+    )
+    from prometheus_client import multiprocess
+
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry, str(tmp_path))
+    assert registry.get_sample_value("ubatch_items_total", {"batcher": "measured"}) == 10
+
+
+# -- OpenTelemetry ----------------------------------------------------------------------------------------
+
+
+def points(reader: InMemoryMetricReader) -> dict[str, list[Any]]:
+    data = reader.get_metrics_data()
+    return {
+        metric.name: list(metric.data.data_points)
+        for resource in (data.resource_metrics if data else [])
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+    }
+
+
+def test_opentelemetry_measures_the_same():
+    """Counters are read from snapshots, histograms are fed by batches."""
+    gc.collect()  # batchers of other tests
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    end = metrics.opentelemetry(meter_provider=provider)
+    with UBatch(4, 0.0, handler=handler, name="measured") as batch:
+        batch.map(range(10))
+        with pytest.raises(KeyError):
+            batch.map([1, "bad"])
+    found = points(reader)
+    mine = {"ubatch.batcher.name": "measured"}
+
+    def of(name: str, **attributes: str) -> Any:
+        wanted = {**mine, **{key.replace("_", "."): text for key, text in attributes.items()}}
+        return next(point for point in found[name] if dict(point.attributes) == wanted)
+
+    assert of("ubatch.items").value == 12
+    assert of("ubatch.batches", ubatch_batch_reason="full").value == 2
+    assert of("ubatch.errors", error_type="KeyError").value == 2
+    assert of("ubatch.unserved_items", ubatch_cause="dropped").value == 0
+    assert of("ubatch.items.queued").value == of("ubatch.items.running").value == 0
+    assert (of("ubatch.batch.size").count, of("ubatch.batch.size").sum) == (4, 12)
+    assert of("ubatch.batch.duration").sum == pytest.approx(batch.stats.run.sum)
+    assert of("ubatch.item.wait_time").count == 12
+    found = points(reader)
+    assert of("ubatch.items").value == 12, "they add up, and nothing twice"
+    end()
+    end()
+    with batch:
+        batch.map([1])
+    assert all(point.value <= 12 for point in points(reader).get("ubatch.items", []))
+    provider.shutdown()
+
+
+@pytest.fixture
+def spans() -> Iterator[tuple[Any, Callable[[], dict[str, list[Any]]]]]:
+    """A tracer, and what was exported, by name."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    end = metrics.traces(tracer_provider=provider)
+
+    def exported() -> dict[str, list[Any]]:
+        found: dict[str, list[Any]] = {}
+        for span in exporter.get_finished_spans():
+            found.setdefault(span.name, []).append(span)
+        return found
+
+    yield provider.get_tracer("test"), exported
+    end()
+    provider.shutdown()
+
+
+def test_a_batch_is_linked_to_its_callers(spans):
+    """Each from a thread and a span of its own; each caller's trace has its item, linked to the batch."""
+    tracer, exported = spans
+
+    def traced(items: list[int]) -> list[int]:
+        with tracer.start_as_current_span("inside"):
+            return items
+
+    def call(number: int) -> None:
+        with tracer.start_as_current_span(f"caller {number}"):
+            batch.ubatch(number)
+
+    with UBatch(3, PATIENCE, handler=traced, name="measured") as batch:
+        threads = [threading.Thread(target=call, args=(number,)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    found = exported()
+    [one], [inside], items = found["batch measured"], found["inside"], found["item measured"]
+    callers = {found[f"caller {number}"][0].context.span_id: found[f"caller {number}"][0] for number in range(3)}
+    assert one.parent is None
+    assert {link.context.span_id for link in one.links} == callers.keys()
+    assert inside.parent.span_id == one.context.span_id
+    assert {item.parent.span_id for item in items} == callers.keys()
+    for item in items:
+        assert [link.context.span_id for link in item.links] == [one.context.span_id]
+        assert item.context.trace_id == callers[item.parent.span_id].context.trace_id
+        assert callers[item.parent.span_id].start_time <= item.end_time == one.end_time
+        assert item.start_time <= one.start_time <= inside.start_time <= inside.end_time <= one.end_time
+    assert dict(one.attributes) == {
+        "ubatch.batcher.name": "measured", "ubatch.batch.size": 3, "ubatch.batch.reason": "full",
+    }  # fmt: skip
+    assert one.status.status_code is StatusCode.UNSET
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["coroutine", "plain function"])
+def test_a_batch_of_an_event_loop_is_linked_to_its_callers(spans, plain):
+    """Each a task of its own; what the handler does is below the batch, also in its thread."""
+    tracer, exported = spans
+
+    def inside(items: list[int]) -> list[int]:
+        with tracer.start_as_current_span("inside"):
+            return items
+
+    async def coroutine(items: list[int]) -> list[int]:
+        return inside(items)
+
+    batch = aio.UBatch(3, PATIENCE, handler=inside if plain else coroutine, name="measured")
+
+    async def call(number: int) -> None:
+        with tracer.start_as_current_span(f"caller {number}"):
+            await batch.ubatch(number)
+
+    async def main() -> None:
+        await asyncio.gather(*map(call, range(3)))
+        await batch.stop()
+
+    asyncio.run(main())
+    found = exported()
+    [one] = found["batch measured"]
+    callers = {found[f"caller {number}"][0].context.span_id for number in range(3)}
+    assert (
+        {link.context.span_id for link in one.links}
+        == {item.parent.span_id for item in found["item measured"]}
+        == callers
+    )
+    assert found["inside"][0].parent.span_id == one.context.span_id
+
+
+def test_a_batch_that_fails_is_an_error(spans):
+    """By its type, with the exception; callers without a span have no item in any trace."""
+    _, exported = spans
+    with UBatch(handler=handler, name="measured") as batch, pytest.raises(KeyError):
+        batch.map([1, "bad"])
+    found = exported()
+    [one] = found["batch measured"]
+    assert one.status.status_code is StatusCode.ERROR
+    assert (one.attributes["error.type"], one.attributes["ubatch.batch.errors"]) == ("KeyError", 2)
+    assert [event.name for event in one.events] == ["exception"]
+    assert one.links == () and "item measured" not in found
+
+
+# -- the dashboard ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not DASHBOARD.exists(), reason="the examples are not here")
+def test_the_dashboard_shows_what_there_is(all_shown, registry):
+    """Each metric that it names is there, with the labels that it names."""
+    with UBatch(handler=handler, name="measured") as batch, pytest.raises(KeyError):
+        batch.map([1, "bad"])
+    samples = parsed(generate_latest(registry).decode())
+    labels = {}
+    for name, pairs in samples:
+        labels.setdefault(name, set()).update(label for label, _ in pairs)
+    dashboard = json.loads(DASHBOARD.read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    queries += [variable["query"] for variable in dashboard["templating"]["list"] if variable["type"] == "query"]
+    assert len(queries) > 8
+    for query in queries:
+        found = re.findall(r"\bubatch_\w+", query)
+        assert found and set(found) <= labels.keys(), query
+        for by in re.findall(r"by \(([^)]*)\)", query):
+            assert {label.strip() for label in by.split(",")} <= set().union(*(labels[name] for name in found)), query
+
+
+# -- gunicorn ---------------------------------------------------------------------------------------------
+
+APPLICATION = """
+import os
+from prometheus_client import CollectorRegistry, generate_latest, multiprocess
+import ubatch
+import ubatch.metrics
+
+ubatch.metrics.prometheus()
+batch = ubatch.UBatch(handler=lambda items: items, name="measured")
+
+def application(environ, start_response):
+    if environ["PATH_INFO"] == "/metrics":
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)
+        body = generate_latest(registry)
+    else:
+        body = str((os.getpid(), batch.ubatch(1))).encode()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
+
+
+@pytest.mark.service
+@pytest.mark.parametrize("preload", [False, True], ids=["", "preload"])
+@pytest.mark.parametrize("worker", ["gthread", "gevent"])
+def test_gunicorn_with_two_workers(worker, preload, tmp_path):
+    """Whichever process is asked, a scrape tells what both have done."""
+    for package in ("gunicorn", "gevent"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    files = tmp_path / "files"
+    files.mkdir()
+    (tmp_path / "application.py").write_text(APPLICATION)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = [sys.executable, "-m", "gunicorn", "--bind", address, "--workers", "2", "--worker-class", worker]
+    command += [*["--threads", "4"] * (worker == "gthread"), *["--preload"] * preload, "application"]
+    environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(files)}
+    log = (tmp_path / "log").open("wb")
+    server = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=log, stderr=log)
+
+    def ask(path: str) -> str:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=PATIENCE) as response:
+            return str(response.read().decode())
+
+    def items() -> float:
+        try:
+            samples = parsed(ask("/metrics"))
+        except OSError:  # not there yet; or the client has read a file that the other process was just making
+            return -1.0
+        return samples.get(("ubatch_items_total", frozenset({("batcher", "measured")})), 0.0)
+
+    try:
+        eventually(lambda: items() == 0)
+        asked, processes = 0, set()
+        while len(processes) < 2 or asked < 100:
+            assert asked < 5000, "one process answers all"
+            processes.add(ask("/").strip("()").split(",")[0])
+            asked += 1
+        eventually(lambda: items() == asked)
+        for _ in range(5):
+            samples = parsed(ask("/metrics"))
+            assert value(samples, "items_total", batcher="measured") == asked
+            assert value(samples, "item_wait_seconds_count", batcher="measured") == asked
+            assert value(samples, "batch_size_sum", batcher="measured") == asked
+            assert value(samples, "queued_items", batcher="measured") == 0
+    finally:
+        server.terminate()
+        server.wait(PATIENCE)
+        log.close()

@@ -1,0 +1,687 @@
+"""What a batcher shows of itself: histograms, records for observers, warnings; threads and event loops alike."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import ubatch
+from ubatch import Batch, QueueFull, UBatch, dynamically, observe, ubatch_decorator
+from ubatch import aio as _aio
+from ubatch._log import PAUSE, Troubles
+
+PATIENCE = 10.0
+
+
+def eventually(condition: Callable[[], Any]) -> None:
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < until, "not in time"
+        time.sleep(0.001)
+
+
+class Threads:
+    """A batcher of threads, and what is done with it."""
+
+    name = "threads"
+    decorators = (ubatch_decorator, dynamically)
+    make = UBatch
+
+    @staticmethod
+    def run(batch: Any, *maps: list[Any]) -> list[Any]:
+        """Each list by a `map`, one after another; results, or the exception that it raised."""
+        results: list[Any] = []
+        for items in maps:
+            try:
+                results.append(batch.map(items))
+            except Exception as error:
+                results.append(error)
+        batch.stop()
+        return results
+
+
+class Loop:
+    """A batcher of event loops, and the same."""
+
+    name = "loop"
+    decorators = (_aio.ubatch_decorator, _aio.dynamically)
+    make = _aio.UBatch
+
+    @staticmethod
+    def run(batch: Any, *maps: list[Any]) -> list[Any]:
+        async def main() -> list[Any]:
+            results: list[Any] = []
+            for items in maps:
+                try:
+                    results.append(await batch.map(items))
+                except Exception as error:
+                    results.append(error)
+            await batch.stop()
+            return results
+
+        return asyncio.run(main())
+
+
+drivers = pytest.mark.parametrize("driver", [Threads, Loop], ids=lambda driver: driver.name)
+
+
+def handler(items: list[Any]) -> list[Any]:
+    if "bad" in items:
+        raise KeyError("bad")
+    return [ValueError("odd") if item == "odd" else item for item in items]
+
+
+@pytest.fixture
+def records() -> Iterator[list[Batch]]:
+    """The records of all batches."""
+    found: list[Batch] = []
+    end = observe(found.append)
+    yield found
+    end()
+
+
+# -- what is counted and measured --------------------------------------------------------------------------
+
+
+@drivers
+def test_snapshots_tell_sizes_waits_and_run_times(driver):
+    """Of every item and every batch, and how full these were."""
+
+    def slow(items: list[int]) -> list[int]:
+        time.sleep(0.01)
+        return items
+
+    batch = driver.make(8, 0.0, handler=slow)
+    driver.run(batch, [*range(20)], [1])
+    stats = batch.stats
+    assert stats.size.buckets == ((1, 1), (4, 1), (8, 2))
+    assert (stats.size.sum, stats.items, stats.room) == (21, 21, 4 * 8)
+    assert stats.utilisation == 21 / 32
+    assert (stats.wait.count, stats.run.count) == (21, 4)
+    assert stats.run.p50 >= 0.01 * 15 / 16
+    assert stats.run.sum >= 4 * 0.01
+    assert stats.wait.quantile(1.0) >= 2 * 0.01 * 15 / 16, "the last four wait for two batches"
+    assert stats.wait.sum >= 8 * 0.01 + 4 * 0.02
+    assert stats.wait.sum < 1 + 21 * stats.run.sum
+
+
+@drivers
+def test_errors_are_counted_by_type(driver):
+    """Whether the handler raised, or put them in its output; and nothing of a batch that is lost is measured."""
+    batch = driver.make(4, 0.0, handler=handler)
+    driver.run(batch, [1, "bad"], ["odd", 2], [3])
+    stats = batch.stats
+    assert stats.error_types == (("KeyError", 2), ("ValueError", 1))
+    assert stats.errors == 3
+    assert stats.size.count == stats.batches == 3
+
+
+@drivers
+def test_an_interval_is_a_difference(driver):
+    """Two snapshots, one subtraction."""
+    batch = driver.make(4, 0.0, handler=handler)
+    driver.run(batch, [1, 2, 3, 4])
+    before = batch.stats
+    batch.start()
+    driver.run(batch, [5, 6])
+    since = batch.stats - before
+    assert (since.items, since.batches, since.size.buckets, since.wait.count) == (2, 1, ((2, 1),), 2)
+
+
+@pytest.mark.parametrize("calls", ["one at a time", "in batches"])
+def test_snapshots_under_load_never_fail_nor_go_backwards(calls, hurry):
+    """Taken by eight threads beside eight that call; in the end every item is in each of them."""
+    over = threading.Event()
+    failures: list[BaseException] = []
+    done = [0] * 8
+
+    def call(number: int) -> None:
+        while not over.is_set():
+            if calls == "in batches":
+                done[number] += len(batch.map(range(7)))
+            else:
+                done[number] += batch.ubatch(1)
+
+    def look() -> None:
+        try:
+            before = batch.stats
+            while not over.is_set():
+                after = batch.stats
+                since = after - before  # raises if anything has become less
+                assert since.items >= 0 <= since.wait.count
+                assert after.size.sum == after.wait.count <= after.items
+                assert after.size.count == after.run.count <= after.batches
+                before = after
+        except BaseException as error:
+            failures.append(error)
+
+    with UBatch(16, handler=lambda items: items) as batch:
+        threads = [threading.Thread(target=call, args=(number,)) for number in range(8)]
+        threads += [threading.Thread(target=look) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1.0)
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    stats = batch.stats
+    assert stats.items == stats.size.sum == stats.wait.count == sum(done)
+    assert stats.batches == stats.size.count == stats.run.count
+
+
+def test_several_workers_may_record_at_once(hurry):
+    """Nothing is lost or counted twice, whoever folds."""
+    from ubatch._recorder import Recorder
+
+    class Item:
+        arrived = 1.0
+
+    recorder = Recorder()
+    rounds = 3000
+
+    def work() -> None:
+        for _ in range(rounds):
+            after = recorder.note([Item(), Item()], 1.5, 2.0, 4)
+            if after is not None:
+                after()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        recorded = recorder.recorded()
+        assert 2 * recorded["size"].count == recorded["size"].sum == recorded["wait"].count
+    recorded = recorder.recorded()
+    assert recorded["size"].buckets == ((2, 4 * rounds),)
+    assert (recorded["wait"].count, recorded["wait"].sum) == (8 * rounds, 4.0 * rounds)
+    assert (recorded["run"].count, recorded["run"].sum, recorded["room"]) == (4 * rounds, 2.0 * rounds, 16 * rounds)
+
+
+def test_a_snapshot_from_within_the_making_of_one(monkeypatch):
+    """As by a signal handler: it sees what was folded before, and waits for nobody."""
+    with UBatch(handler=handler) as batch:
+        batch.map([1, 2])
+        before = batch.stats
+        batch.map([3, 4])
+        buckets, inner = batch._recorder._buckets, []
+        whole = buckets.rounded
+
+        def rounded(size: int) -> int:
+            inner.append(batch.stats)
+            return whole(size)
+
+        monkeypatch.setattr(buckets, "rounded", rounded)
+        after = batch.stats
+        assert [stats.size for stats in inner] == [before.size] * len(inner) != []
+        assert after.size.count == 2
+
+
+# -- observers ---------------------------------------------------------------------------------------------
+
+
+@drivers
+def test_an_observer_gets_a_record_of_each_batch(driver):
+    """Who, how many, how long, why, and what went wrong: nothing else, and nothing of it can be changed."""
+    seen: list[Batch] = []
+    batch = driver.make(2, 0.0, handler=handler, name="mine", observer=seen.append)
+    began = time.monotonic()
+    driver.run(batch, [1, 2, 3], [4, "bad"], ["odd", 5])
+    assert [(record.batcher, record.size, record.max_size) for record in seen] == [
+        ("mine", 2, 2), ("mine", 1, 2), ("mine", 2, 2), ("mine", 2, 2),
+    ]  # fmt: skip
+    assert [record.reason for record in seen] == ["full", "idle", "full", "full"]
+    assert [record.errors for record in seen] == [0, 0, 2, 1]
+    assert [repr(record.error) for record in seen] == ["None", "None", "KeyError('bad')", "ValueError('odd')"]
+    for record in seen:
+        assert len(record.waits) == record.size
+        assert began < record.began < record.began + record.duration < time.monotonic()
+        assert all(0 <= wait < time.monotonic() - began for wait in record.waits)
+        with pytest.raises(AttributeError):
+            record.size = 3  # type: ignore[misc]
+        assert "waits" not in repr(record)
+    assert seen[1].waits[0] > seen[0].duration, "the third item has waited for the first batch"
+
+
+@drivers
+def test_the_records_error_is_the_observers_own(driver, records):
+    """Callers raise theirs, with a traceback that grows."""
+    batch = driver.make(handler=handler)
+    [error] = driver.run(batch, ["bad"])
+    assert type(error) is type(records[0].error) is KeyError
+    assert error is not records[0].error
+
+
+@drivers
+def test_an_observer_that_raises_is_logged_once(driver, caplog):
+    """It harms neither the batch nor those to come, nor other observers."""
+    seen: list[Batch] = []
+
+    def broken(record: Batch) -> None:
+        raise SystemExit("no more")
+
+    end = observe(seen.append)
+    batch = driver.make(handler=handler, observer=broken, name="mine")
+    assert driver.run(batch, [1], [2], [3]) == [[1], [2], [3]]
+    end()
+    assert len(seen) == 3
+    [record] = caplog.records
+    assert (record.name, record.levelname) == ("ubatch", "WARNING")
+    assert "'mine'" in record.getMessage() and "broken" in record.getMessage()
+    assert record.exc_info is not None and record.exc_info[0] is SystemExit
+
+
+def test_an_observer_may_submit_but_not_wait(caplog):
+    """Waiting for its own worker is an error at once, which is its own fault alone."""
+    errors: list[Exception] = []
+    futures: list[Any] = []
+
+    def observer(record: Batch) -> None:
+        if record.size == 2:
+            futures.append(batch.submit(3))
+            try:
+                batch.ubatch(4)
+            except RuntimeError as error:
+                errors.append(error)
+
+    with UBatch(handler=handler, observer=observer) as batch:
+        assert batch.map([1, 2]) == [1, 2]
+        eventually(lambda: errors)
+        assert futures[0].result(PATIENCE) == 3
+    assert "cannot wait" in str(errors[0])
+    assert caplog.records == []
+
+
+def test_callers_do_not_wait_for_an_observer():
+    """They are awake before it is called; the next batch is after it."""
+    proceed, entered = threading.Event(), threading.Event()
+
+    def observer(record: Batch) -> None:
+        entered.set()
+        assert proceed.wait(PATIENCE)
+
+    with UBatch(handler=handler, observer=observer) as batch:
+        assert batch.ubatch(1) == 1
+        assert entered.wait(PATIENCE)
+        later = batch.submit(2)
+        time.sleep(0.05)
+        assert not later.done()
+        proceed.set()
+        assert later.result(PATIENCE) == 2
+
+
+def test_all_batchers_are_observed_those_to_come_and_those_that_are(records):
+    """Of either kind, decorated functions too, until it is ended; a part of a batcher is not told apart."""
+    before = [UBatch(handler=handler, name="before"), _aio.UBatch(handler=handler, name="loop, in a thread")]
+    decorated = [decorator(handler) for driver in (Threads, Loop) for decorator in driver.decorators]
+    for batch in before:
+        (Threads if isinstance(batch, UBatch) else Loop).run(batch, [1])
+    for function in decorated:
+        driver = Threads if isinstance(function.batcher, UBatch) else Loop
+        driver.run(function.batcher, [1])
+    names = ["before", "loop, in a thread", *["handler"] * 4]
+    assert [record.batcher for record in records] == names
+
+
+@drivers
+def test_one_batcher_is_observed_by_many(driver):
+    """Each as often as it was added, until its own end is called, which may be called again."""
+    seen: list[str] = []
+    batch, other = driver.make(handler=handler), driver.make(handler=handler)
+    observers = [lambda _: seen.append("a"), lambda _: seen.append("b")]
+    ends = [observe(observer, batch) for observer in (*observers, observers[0])]
+    driver.run(batch, [1])
+    assert seen == ["a", "b", "a"]
+    ends[0]()
+    ends[0]()
+    batch.start()
+    driver.run(batch, [1])
+    driver.run(other, [1])
+    assert seen[3:] == ["b", "a"]
+    for end in ends:
+        end()
+    batch.start()
+    driver.run(batch, [1])
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize("make", [UBatch, _aio.UBatch, ubatch_decorator, dynamically, _aio.dynamically])
+@pytest.mark.parametrize("wrong", ["print", 0, [print]])
+def test_an_observer_is_callable(make, wrong):
+    """Anything else is refused where it is given, by its value."""
+    with pytest.raises(TypeError, match="observer must be callable"):
+        make(observer=wrong)
+    with pytest.raises(TypeError, match="observer must be callable"):
+        observe(wrong)
+    with pytest.raises(TypeError, match="batcher must be a UBatch"):
+        observe(print, wrong)
+
+
+def test_an_observed_batcher_is_collected(records):
+    """Observers of all keep no batcher, and no item, result or exception."""
+
+    class Thing:
+        pass
+
+    gc.collect()
+    gc.disable()
+    try:
+        batch = UBatch(handler=lambda items: items)
+        item = Thing()
+        refs = [weakref.ref(batch), weakref.ref(item)]
+        assert batch.ubatch(item) is item
+        eventually(lambda: records)
+        del batch, item
+        eventually(lambda: all(ref() is None for ref in refs))
+    finally:
+        gc.enable()
+
+
+def test_a_batch_given_up_is_not_told(records):
+    """What `stop` took from a handler has no outcome to tell of, and no times."""
+    proceed = threading.Event()
+
+    def stuck(items: list[int]) -> list[int]:
+        proceed.wait(PATIENCE)
+        return items
+
+    batch = UBatch(handler=stuck)
+    future = batch.submit(1)
+    eventually(lambda: batch.stats.running)
+    assert not batch.stop(timeout=0.01)
+    proceed.set()
+    assert isinstance(future.exception(PATIENCE), ubatch.Stopped)
+    eventually(lambda: not batch._leaving)
+    stats = batch.stats
+    assert (records, stats.batches, stats.size.count, stats.error_types) == ([], 1, 0, (("Stopped", 1),))
+
+
+# -- tracers -----------------------------------------------------------------------------------------------
+
+
+class Tracer:
+    """Notes what it is told."""
+
+    def __init__(self, told: list[Any], fails: str = "") -> None:
+        self.told = told
+        self.fails = fails
+
+    def note(self, what: str, *more: Any) -> None:
+        self.told.append((what, *more))
+        if what == self.fails:
+            raise LookupError(what)
+
+    def begin(self, batcher: str, contexts: Any) -> Any:
+        self.note("begin", [context and context.get(where) for context in contexts])
+        return self
+
+    def leave(self) -> None:
+        self.note("leave", threading.get_ident())
+
+    def end(self, batch: Batch | None) -> None:
+        self.note("end", batch and batch.size)
+
+
+where: contextvars.ContextVar[str] = contextvars.ContextVar("where")
+
+
+@pytest.mark.parametrize("fails", ["", "begin", "leave", "end"])
+@drivers
+def test_a_tracer_is_given_the_context_of_each_caller(driver, fails, caplog):
+    """Before the handler is called; it is told of the handler's return, and of the callers' waking."""
+    told: list[Any] = []
+    seen: list[Batch] = []
+
+    def noting(items: list[Any]) -> list[Any]:
+        told.append(("handler",))
+        return items
+
+    batch = driver.make(handler=noting, observer=seen.append)
+    end = observe(Tracer(told, fails), batch)
+    token = where.set("here")
+    driver.run(batch, [1, 2])
+    where.reset(token)
+    end()
+    batch.start()
+    driver.run(batch, [3])
+    assert told[:2] == [("begin", ["here", "here"]), ("handler",)]
+    after = [] if fails == "begin" else ["leave", "end"]
+    assert [what for what, *_ in told[2:]] == [*after, "handler"]
+    assert [record.size for record in seen] == [2, 1]
+    assert len(caplog.records) == bool(fails)
+
+
+def test_a_tracer_of_a_batch_that_is_given_up():
+    """It is told so, and the context is left."""
+    told: list[Any] = []
+    proceed = threading.Event()
+
+    def stuck(items: list[int]) -> list[int]:
+        proceed.wait(PATIENCE)
+        return items
+
+    batch = UBatch(handler=stuck)
+    end = observe(Tracer(told), batch)
+    batch.submit(1)
+    eventually(lambda: batch.stats.running)
+    batch.stop(timeout=0.01)
+    proceed.set()
+    eventually(lambda: told and told[-1] == ("end", None))
+    assert [what for what, *_ in told] == ["begin", "leave", "end"]
+    end()
+
+    told.clear()
+    slow = _aio.UBatch(handler=_sleep)
+    end = observe(Tracer(told), slow)
+
+    async def main() -> None:
+        future = slow.submit(1)
+        while not slow.stats.running:
+            await asyncio.sleep(0.001)
+        await slow.stop(timeout=0.01)
+        with pytest.raises(ubatch.Stopped):
+            await future
+        await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    end()
+    assert [what for what, *_ in told] == ["begin", "leave", "end"]
+
+
+async def _sleep(items: list[int]) -> list[int]:
+    await asyncio.sleep(PATIENCE)
+    return items
+
+
+def test_items_that_came_before_the_tracer():
+    """They have no context, and are none the worse."""
+    told: list[Any] = []
+    batch: UBatch[int, int] = UBatch(handler=None)
+    with pytest.warns(RuntimeWarning, match="items wait"):
+        future = batch.submit(1)
+    end = observe(Tracer(told), batch)
+    token = where.set("here")
+    later = batch.submit(2)
+    where.reset(token)
+    batch.set_handler(lambda items: items)
+    batch.start()
+    assert (future.result(PATIENCE), later.result(PATIENCE)) == (1, 2)
+    batch.stop()
+    end()
+    assert told[0] == ("begin", [None, "here"])
+    assert later.context is None, "a future that is held keeps nobody's context"  # type: ignore[attr-defined]
+
+
+# -- warnings ----------------------------------------------------------------------------------------------
+
+
+class Sentry(logging.Handler):
+    """Stands for one that sends errors away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.sent.append(record)
+
+
+@pytest.fixture
+def sentry() -> Iterator[Sentry]:
+    handler = Sentry()
+    logging.getLogger("ubatch").addHandler(handler)
+    yield handler
+    logging.getLogger("ubatch").removeHandler(handler)
+
+
+@drivers
+def test_a_handler_that_fails_is_warned_of_once_a_minute(driver, sentry, monkeypatch):
+    """With its traceback, and how many items have failed since; no item is in the message."""
+    now = [1000.0]
+    monkeypatch.setattr("ubatch._log.monotonic", lambda: now[0])
+
+    def failing(items: list[str]) -> list[str]:
+        raise KeyError if items[0] == "secret" else OSError
+
+    batch = driver.make(handler=failing, name="mine")
+    driver.run(batch, ["secret", "x"])
+    batch.start()
+    driver.run(batch, ["secret", "x", "y"], ["secret"], ["other"])
+    now[0] += PAUSE
+    batch.start()
+    driver.run(batch, ["secret"])
+    texts = [record.getMessage() for record in sentry.sent]
+    assert [text.rpartition(" ")[2] for text in texts] == ["2", "1", "5"]
+    assert ["KeyError" in text for text in texts] == [True, False, True]
+    assert all("'mine'" in text and "secret" not in text for text in texts)
+    assert len({record.msg for record in sentry.sent}) == 1, "they are grouped by it"
+    for record in sentry.sent:
+        assert record.exc_info is not None
+        traceback = record.exc_info[2]
+        assert traceback is not None and traceback.tb_frame.f_code.co_name == "failing"
+
+
+@drivers
+def test_output_that_is_no_batch_is_warned_of(driver, sentry):
+    """It is the handler's failure as well."""
+    batch = driver.make(handler=lambda items: items[:-1])
+    driver.run(batch, [1, 2])
+    assert ["BadBatchOutputSize" in record.getMessage() for record in sentry.sent] == [True]
+
+
+def test_a_full_queue_is_warned_of(sentry):
+    """Once, not for each item."""
+    batch: UBatch[int, int] = UBatch(max_queue=2)
+    with pytest.warns(RuntimeWarning):
+        batch.submit(1)
+    for _ in range(3):
+        with pytest.raises(QueueFull):
+            batch.map([1, 2, 3])
+    batch.stop(drain=False)
+    assert [record.getMessage().rpartition(" ")[2] for record in sentry.sent] == ["3"]
+    assert "queue is full" in sentry.sent[0].getMessage()
+
+
+@drivers
+def test_deadlines_that_pass_are_warned_of(driver, sentry):
+    """Of items that the handler has not seen."""
+    batch = driver.make(1, 0.0, handler=_slowly, deadline=0.05)
+    driver.run(batch, [1, 2, 3])
+    eventually(lambda: batch.stats.expired)
+    assert len([record for record in sentry.sent if "deadline" in record.getMessage()]) == 1
+
+
+def _slowly(items: list[int]) -> list[int]:
+    time.sleep(0.2)
+    return items
+
+
+def test_a_log_handler_that_raises_harms_nobody(sentry, monkeypatch):
+    """Not even the worker."""
+
+    def emit(record: logging.LogRecord) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(sentry, "emit", emit)
+    with UBatch(handler=handler) as batch:
+        with pytest.raises(KeyError):
+            batch.ubatch("bad")
+        assert batch.ubatch(1) == 1
+
+
+def test_warnings_of_one_kind_from_many_threads(sentry, monkeypatch, hurry):
+    """One is given, and all are counted."""
+    now = [1000.0]
+    monkeypatch.setattr("ubatch._log.monotonic", lambda: now[0])
+    troubles = Troubles()
+
+    def report() -> None:
+        for _ in range(500):
+            troubles.report("kind", 1, "%d")
+
+    threads = [threading.Thread(target=report) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    now[0] += PAUSE
+    troubles.report("kind", 1, "%d")
+    assert [record.getMessage() for record in sentry.sent] == ["1", "2000"]
+
+
+def test_no_handler_is_installed(run_python):
+    """And logging is not so much as imported before there is something to log."""
+    printed = run_python(
+        """
+        import sys
+        import ubatch
+        assert "logging" not in sys.modules
+        batch = ubatch.UBatch(handler=lambda items: items, observer=lambda record: None)
+        assert batch.ubatch(1) == 1
+        batch.stats
+        import logging
+        print(logging.getLogger("ubatch").handlers, logging.getLogger().handlers)
+        """
+    )
+    assert printed == "[] []\n"
+
+
+def test_snapshots_in_a_forked_child(run_python):
+    """The child counts anew, whatever its parent's threads were about."""
+    printed = run_python(
+        """
+        import os, threading, ubatch, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+        from ubatch import _recorder, _log, _observing
+        seen = []
+        ubatch.observe(seen.append)
+        batch = ubatch.UBatch(handler=lambda items: items, name="mine")
+        batch.map(range(10))
+        held = threading.Event()
+        def hold():
+            with _recorder._folding, _log._lock, _observing._lock:
+                held.set()
+                threading.Event().wait(1)
+        threading.Thread(target=hold, daemon=True).start()
+        held.wait()
+        pid = os.fork()
+        if not pid:
+            seen.clear()
+            batch.map(range(3))
+            ubatch.observe(print)()
+            stats = batch.stats
+            batch.stop()
+            os._exit(0 if (stats.size.sum, stats.wait.count, len(seen)) == (3, 3, 1) else 1)
+        print(os.waitpid(pid, 0)[1])
+        """
+    )
+    assert printed == "0\n"

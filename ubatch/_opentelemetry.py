@@ -1,0 +1,223 @@
+"""Batchers as instruments of OpenTelemetry, and as spans. See `metrics`.
+
+Counters are read from snapshots when they are collected (`_changes`). There is no histogram that can be read so: each
+value is told to it, by the worker, once the callers are awake.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+from ._changes import UNSERVED, Changes, add
+from ._observing import batcher_of, observe
+from .stats import REASONS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from contextvars import Context
+    from typing import Any, TypeAlias
+
+    from ._observing import Batch
+    from .stats import Stats
+
+    Reading: TypeAlias = Callable[[Stats], Iterable[tuple[int, dict[str, str]]]]
+    """Values of a counter, each with attributes."""
+
+
+def opentelemetry(batcher: Any = None, meter_provider: Any = None) -> Callable[[], None]:
+    """Let OpenTelemetry measure what batchers do; see `prometheus`.
+
+    Sizes, run times and waits are histograms, to which each value is told by the worker, once the callers are awake:
+    some microseconds for each item. A view that drops `ubatch.item.wait_time` takes off the most of it.
+
+    Args:
+        batcher: as of `prometheus`.
+        meter_provider: by default the global one.
+
+    Returns:
+        A function without arguments that ends it.
+
+    Raises:
+        ImportError: opentelemetry-api is not installed.
+        TypeError: `batcher` is not as described.
+    """
+    from opentelemetry import metrics
+
+    meters = _Meters(metrics.get_meter("ubatch", meter_provider=meter_provider))
+    if batcher is None:
+        meters.changes.all = True
+    else:
+        meters.changes.chosen.add(batcher_of(batcher))
+    end = observe(meters, batcher)
+
+    def stop() -> None:
+        end()
+        meters.close()
+
+    return stop
+
+
+class _Meters:
+    """Instruments, and the observer that feeds those that cannot be read."""
+
+    def __init__(self, meter: Any) -> None:
+        from opentelemetry.metrics import Observation
+
+        self.changes = Changes()
+        self._is_open = True
+        self._observation = Observation
+        self._totals: dict[str, Stats] = {}
+        self._size = meter.create_histogram("ubatch.batch.size", "{item}", "Items in a batch.")
+        self._run = meter.create_histogram("ubatch.batch.duration", "s", "Time that the handler took for a batch.")
+        self._wait = meter.create_histogram(
+            "ubatch.item.wait_time", "s", "Time from an item's arrival to the handler's call."
+        )
+
+        def counter(name: str, read: Reading, unit: str, text: str) -> None:
+            meter.create_observable_counter(name, [partial(self._read, read)], unit, text)
+
+        counter("ubatch.items", lambda s: [(s.items, {})], "{item}", "Items given to the handler.")
+        counter(
+            "ubatch.batches",
+            lambda s: [(getattr(s, reason), {"ubatch.batch.reason": reason}) for reason in REASONS],
+            "{batch}",
+            "Batches given to the handler, by why they left.",
+        )
+        counter(
+            "ubatch.errors",
+            lambda s: [(count, {"error.type": kind}) for kind, count in s.error_types],
+            "{item}",
+            "Items given to the handler whose callers got an exception.",
+        )
+        counter(
+            "ubatch.unserved_items",
+            lambda s: [(getattr(s, cause), {"ubatch.cause": cause}) for cause in UNSERVED],
+            "{item}",
+            "Items that the handler never saw, by why.",
+        )
+        for name, text in ("queued", "Items that wait for a worker."), ("running", "Items in batches that run."):
+            meter.create_observable_up_down_counter(
+                f"ubatch.items.{name}", [partial(self._read_present, name)], "{item}", text
+            )
+
+    def close(self) -> None:
+        """Instruments cannot be taken back, but be silent."""
+        if self._is_open:
+            self._is_open = False
+            self.changes.close()
+
+    def _look(self) -> dict[str, Stats]:
+        changes = self.changes.look() if self._is_open else {}
+        for name, stats in changes.items():
+            add(self._totals, name, stats)
+        return changes
+
+    def _read(self, read: Reading, _: object) -> Iterator[Any]:
+        self._look()
+        for name, stats in self._totals.items() if self._is_open else ():
+            for value, attributes in read(stats):
+                yield self._observation(value, {"ubatch.batcher.name": name, **attributes})
+
+    def _read_present(self, what: str, _: object) -> Iterator[Any]:
+        for name, stats in self._look().items():
+            yield self._observation(getattr(stats, what), {"ubatch.batcher.name": name})
+
+    def __call__(self, batch: Batch) -> None:
+        attributes = {"ubatch.batcher.name": batch.batcher}
+        self._size.record(batch.size, attributes)
+        self._run.record(batch.duration, attributes)
+        for wait in batch.waits:
+            self._wait.record(wait, attributes)
+
+
+def traces(batcher: Any = None, tracer_provider: Any = None) -> Callable[[], None]:
+    """Let OpenTelemetry trace batches.
+
+    A batch is a span of its own trace, "batch NAME", linked to the spans of all its callers, as a batch has no parent:
+    it serves many requests. It is the current span while the handler runs, so what the handler does is traced below it.
+    For each item whose caller has a span that is sampled, the caller's trace gets a span "item NAME", from the item's
+    arrival to the handler's return, linked to the batch. Spans begin and end in the worker; all but the batch's
+    beginning is done once the callers are awake.
+
+    Args:
+        batcher: as of `prometheus`.
+        tracer_provider: by default the global one.
+
+    Returns, Raises:
+        As `opentelemetry`.
+    """
+    from opentelemetry import trace
+
+    return observe(_Tracer(trace.get_tracer("ubatch", tracer_provider=tracer_provider)), batcher)
+
+
+class _Tracer:
+    """An observer that is told of the beginning of batches, too; see `_observing`."""
+
+    def __init__(self, tracer: Any) -> None:
+        self.tracer = tracer
+
+    def begin(self, batcher: str, contexts: Sequence[Context | None]) -> _Span:
+        return _Span(self.tracer, batcher, contexts)
+
+
+class _Span:
+    """The span of a batch."""
+
+    def __init__(self, tracer: Any, batcher: str, contexts: Sequence[Context | None]) -> None:
+        from opentelemetry import context, trace
+
+        self._tracer = tracer
+        self._batcher = batcher
+        self._contexts = contexts
+        attributes = {"ubatch.batcher.name": batcher, "ubatch.batch.size": len(contexts)}
+        callers = [one.run(trace.get_current_span).get_span_context() if one is not None else None for one in contexts]
+        self._callers = [caller if caller is not None and caller.is_valid else None for caller in callers]
+        distinct = {
+            (one.trace_id, one.span_id): one for one in self._callers if one is not None
+        }  # a `map` has many items
+        links = [trace.Link(caller) for caller in distinct.values()]
+        self._began = time.time_ns()
+        self._span = tracer.start_span(
+            f"batch {batcher}", context.Context(), links=links, attributes=attributes, start_time=self._began
+        )
+        self._returned = self._began
+        self._token = context.attach(trace.set_span_in_context(self._span))
+
+    def leave(self) -> None:
+        """See `_observing`."""
+        from opentelemetry import context
+
+        self._returned = time.time_ns()
+        context.detach(self._token)
+
+    def end(self, batch: Batch | None) -> None:
+        """See `_observing`."""
+        from opentelemetry.trace import Link, Status, StatusCode
+
+        span = self._span
+        if batch is None:
+            span.set_status(Status(StatusCode.ERROR, "given up by stop()"))
+        else:
+            span.set_attribute("ubatch.batch.reason", batch.reason)
+            if batch.error is not None:
+                span.set_attribute("ubatch.batch.errors", batch.errors)
+                span.set_attribute("error.type", type(batch.error).__qualname__)
+                span.record_exception(batch.error)
+                span.set_status(Status(StatusCode.ERROR))
+            link = [Link(span.get_span_context())]
+            for context, caller, wait in zip(self._contexts, self._callers, batch.waits, strict=True):
+                if context is not None and caller is not None and caller.trace_flags.sampled:
+                    context.run(self._item, link, wait).end(end_time=self._returned)
+        span.end(end_time=self._returned)
+
+    def _item(self, links: list[Any], wait: float) -> Any:
+        """The span of one item, in its caller's context."""
+        return self._tracer.start_span(
+            f"item {self._batcher}",
+            links=links,
+            attributes={"ubatch.batcher.name": self._batcher, "ubatch.item.wait_time": wait},
+            start_time=self._began - int(wait * 1e9),
+        )

@@ -1,0 +1,273 @@
+"""Batchers as metrics of `prometheus_client`. See `metrics`.
+
+Workers write nothing: what was done since the last look (`_changes`) is added to the metrics when they are scraped. In
+the client's multi-process mode a scrape reads files of all processes; there a thread, which a process begins with its
+first batch, writes every second, and so does the process at its end.
+
+The client's histograms take one value at a time, which is too slow for each item; so many are added at once to the
+parts that they are made of, as `observe` does. A test holds that these add up.
+
+Assumption: while there is a fork none of ours is within the client, whose locks would stay closed in the child.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import weakref
+from bisect import bisect_left
+from functools import partial
+
+from . import _native
+from ._changes import UNSERVED, Changes
+from ._observing import batcher_of, observe
+from .stats import REASONS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any
+
+    from ._observing import Batch, Observed
+    from .stats import Histogram, Stats
+
+SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds of the buckets of times."""
+
+ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+"""Upper bounds of the buckets of sizes."""
+
+INTERVAL = 1.0
+"""Seconds between two writes in the multi-process mode."""
+
+
+def prometheus(batcher: Any = None, registry: Any = None) -> Callable[[], None]:
+    """Let a scrape of `prometheus_client` show what batchers do. May be called once for each of several batchers.
+
+    In its multi-process mode (`PROMETHEUS_MULTIPROC_DIR`, gunicorn with several workers) what is shown is up to a
+    second old, and gauges are sums over the processes that live.
+
+    Args:
+        batcher: a `UBatch`, one of `ubatch.aio`, or a decorated function; `None` for all, those to come included.
+        registry: a `prometheus_client.CollectorRegistry`; by default the one that prometheus_client uses.
+
+    Returns:
+        A function without arguments that ends it.
+
+    Raises:
+        ImportError: prometheus_client is not installed.
+        TypeError: `batcher` is not as described.
+        ValueError: the registry has metrics of these names already that are not ours.
+    """
+    from prometheus_client import REGISTRY
+
+    target = None if batcher is None else batcher_of(batcher)
+    registry = REGISTRY if registry is None else registry
+    exporter = _exporters.get(registry)
+    if exporter is None:
+        exporter = _Exporter()
+        registry.register(exporter)
+        _exporters[registry] = exporter
+        exporter.open()
+    exporter.choose(target)
+    return partial(_end, registry, exporter, target)
+
+
+_exporters: weakref.WeakKeyDictionary[Any, _Exporter] = weakref.WeakKeyDictionary()
+
+
+def _end(registry: Any, exporter: _Exporter, target: Observed | None) -> None:
+    exporter.flush()
+    if exporter.drop(target) and _exporters.get(registry) is exporter:
+        del _exporters[registry]
+        registry.unregister(exporter)
+        exporter.close()
+
+
+class _Exporter:
+    """A collector, and the metrics that it brings up to date when it is asked for them."""
+
+    def __init__(self) -> None:
+        from prometheus_client import Counter, Gauge, Histogram
+        from prometheus_client.values import ValueClass
+
+        def counter(name: str, text: str, *labels: str) -> Any:
+            return Counter(f"ubatch_{name}", text, ("batcher", *labels), registry=None)
+
+        def gauge(name: str, text: str, mode: Any = "livesum") -> Any:
+            return Gauge(f"ubatch_{name}", text, ("batcher",), registry=None, multiprocess_mode=mode)
+
+        def histogram(name: str, text: str, buckets: Sequence[float]) -> Any:
+            return Histogram(f"ubatch_{name}", text, ("batcher",), registry=None, buckets=buckets)
+
+        self._items = counter("items", "Items given to the handler.")
+        self._batches = counter("batches", "Batches given to the handler, by why they left.", "reason")
+        self._errors = counter("errors", "Items given to the handler whose callers got an exception.", "type")
+        self._unserved = counter("unserved_items", "Items that the handler never saw, by why.", "cause")
+        self._room = counter("batch_room_items", "Items that the batches of ubatch_batch_size could have had.")
+        self._queued = gauge("queued_items", "Items that wait for a worker.")
+        self._running = gauge("running_items", "Items in batches that run.")
+        self._batch_cost = gauge("batch_cost_seconds", "What a batch costs at least, as learned.", "livemostrecent")
+        self._item_cost = gauge("item_cost_seconds", "What each item adds to it, as learned.", "livemostrecent")
+        self._size = histogram("batch_size", "Items in a batch.", ITEMS)
+        self._run = histogram("batch_run_seconds", "Time that the handler took for a batch.", SECONDS)
+        self._wait = histogram("item_wait_seconds", "Time from an item's arrival to the handler's call.", SECONDS)
+        self._metrics = [metric for metric in vars(self).values() if hasattr(metric, "collect")]
+        self._is_shared: bool = ValueClass._multiprocess
+        self._changes = Changes()
+        self._names: set[str] = set()
+        self._renew()
+
+    def _renew(self) -> None:
+        self._lock = _native.reentrant_lock()  # guards the writing of the metrics
+        self._stopped = _native.allocate_lock()  # released to end the thread
+        self._stopped.acquire()
+        self._disarm: Callable[[], None] | None = None
+
+    # -- which batchers -----------------------------------------------------------------------------------
+
+    def choose(self, target: Observed | None) -> None:
+        """Show this batcher; `None` for all."""
+        if target is None:
+            self._changes.all = True
+        else:
+            self._changes.chosen.add(target)
+
+    def drop(self, target: Observed | None) -> bool:
+        """Show it no more; whether there is none left."""
+        if target is None:
+            self._changes.all = False
+        else:
+            self._changes.chosen.discard(target)
+        return not self._changes.all and not self._changes.chosen
+
+    # -- writing ------------------------------------------------------------------------------------------
+
+    def collect(self) -> Iterator[Any]:
+        """Called by the registry that is scraped."""
+        self.flush()
+        for metric in self._metrics:
+            yield from metric.collect()
+
+    def describe(self) -> Iterator[Any]:
+        """Called by the registry to know the names."""
+        for metric in self._metrics:
+            yield from metric.describe()
+
+    def flush(self) -> None:
+        """Bring the metrics up to date."""
+        with self._lock:
+            changes = self._changes.look()
+            for name in self._names - changes.keys():
+                self._queued.labels(name).set(0)
+                self._running.labels(name).set(0)
+            self._names |= changes.keys()
+            for name, stats in changes.items():
+                self._write(name, stats)
+
+    def _write(self, name: str, stats: Stats) -> None:
+        self._items.labels(name).inc(stats.items)
+        self._room.labels(name).inc(stats.room)
+        for reason in REASONS:
+            self._batches.labels(name, reason).inc(getattr(stats, reason))
+        for cause in UNSERVED:
+            self._unserved.labels(name, cause).inc(getattr(stats, cause))
+        for kind, count in stats.error_types:
+            self._errors.labels(name, kind).inc(count)
+        self._queued.labels(name).set(stats.queued)
+        self._running.labels(name).set(stats.running)
+        self._batch_cost.labels(name).set(stats.a)
+        self._item_cost.labels(name).set(stats.c)
+        _add_all(self._size.labels(name), stats.size)
+        _add_all(self._run.labels(name), stats.run)
+        _add_all(self._wait.labels(name), stats.wait)
+
+    # -- where a scrape reads files: a thread of each process that has batches ------------------------------
+
+    def open(self) -> None:
+        """It is registered."""
+        if self._is_shared:
+            atexit.register(self.flush)
+            self._arm()
+
+    def close(self) -> None:
+        """It is registered no more."""
+        self._changes.close()
+        if self._is_shared:
+            atexit.unregister(self.flush)
+            if self._disarm is not None:
+                self._disarm()
+            self._disarm = None
+            self._stopped.release()
+        self._is_shared = False
+
+    def _arm(self) -> None:
+        self._disarm = observe(self._begin)
+
+    def _begin(self, _: Batch) -> None:
+        """The first batch of this process: begin to write, and look at no other."""
+        if self._disarm is not None:
+            self._disarm()
+            self._disarm = None
+            _native.start_thread("ubatch-metrics", partial(self._keep_writing, [True], self._stopped))
+
+    def _keep_writing(self, begin: list[bool], stopped: Any) -> None:
+        try:
+            begin.pop()
+        except IndexError:  # started twice
+            return
+        while not stopped.acquire(True, INTERVAL):
+            self.flush()
+
+    # -- forking: the client's locks are not to be held by a thread that the child does not have ------------
+
+    def pause(self) -> None:
+        """Write nothing until `resume`; wait for what is being written."""
+        self._lock.acquire()
+
+    def resume(self) -> None:
+        """Go on."""
+        self._lock.release()
+
+    def reopen(self) -> None:
+        """In the child: its thread comes with its first batch."""
+        disarm = self._disarm
+        self._renew()
+        if self._is_shared:
+            if disarm is not None:
+                disarm()
+            self._arm()
+
+
+_paused: list[_Exporter] = []  # while there is a fork
+
+
+def _before_fork() -> None:
+    for exporter in list(_exporters.values()):
+        exporter.pause()
+        _paused.append(exporter)
+
+
+def _forked_in_parent() -> None:
+    while _paused:
+        _paused.pop().resume()
+
+
+def _forked_in_child() -> None:
+    while _paused:
+        _paused.pop().reopen()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_forked_in_parent, after_in_child=_forked_in_child)
+
+
+def _add_all(child: Any, histogram: Histogram) -> None:
+    """Add many values at once to a histogram of prometheus_client, which can but take one at a time."""
+    counts = [0] * len(child._buckets)
+    for value, count in histogram.buckets:
+        counts[bisect_left(child._upper_bounds, value)] += count
+    for bucket, count in zip(child._buckets, counts, strict=True):
+        if count:
+            bucket.inc(count)
+    child._sum.inc(histogram.sum)

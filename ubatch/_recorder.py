@@ -1,0 +1,321 @@
+"""What a batcher's batches took: recorded by workers, folded into histograms, told to observers.
+
+Purpose: a driver tells its `Recorder` of each batch, in one call between the handler's return and the waking of the
+callers, and calls what that returns once they are awake. So the callers wait for no more than a list being made and
+appended; histograms, observers and log handlers are not on their time.
+
+Guarantees:
+- Any number of workers may record at once, and any thread may look, at any time, also from a signal handler or a
+  `__del__`: what was recorded is counted once. A look may wait for another thread's fold, a worker never does.
+- A batch is in all three histograms or in none, and no look sees fewer batches than an earlier one did.
+- No item, result or exception is kept. No user code runs while a lock is held.
+
+How. Recording is one append to one of two lists, which is atomic. Folding is done by whoever holds `_folding`: it
+copies the lists, and takes off what it has copied, while others append behind it. A look from within a fold, further up
+on the same stack, sees what was folded before.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from itertools import chain
+
+from . import _native
+from ._attempt import own
+from ._log import ONCE, Troubles
+from ._observing import Batch
+from .errors import BadBatchOutputSize
+from .stats import Histogram
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextvars import Context
+    from typing import Any, Protocol
+
+    from ._attempt import Attempt
+    from ._observing import Span
+
+    class Ticket(Protocol):
+        """What is recorded of an item."""
+
+        arrived: float
+
+
+FOLD = 1024
+"""Items that are recorded before they are folded."""
+
+_folding = _native.reentrant_lock()  # guards the folding of all recorders: it is short, and a fork has one to renew
+
+
+def _forked() -> None:
+    global _folding
+    _folding = _native.reentrant_lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+class Recorder:
+    """What a batcher's batches took; see the head of the file.
+
+    Args:
+        observers: who is told of them.
+    """
+
+    __slots__ = (
+        "_batches",
+        "_buckets",
+        "_held",
+        "_room",
+        "_run_sum",
+        "_runs",
+        "_singles",
+        "_size_sum",
+        "_sizes",
+        "_wait_sum",
+        "_waits",
+        "attentive",
+        "capture",
+        "observers",
+        "tracers",
+        "troubles",
+    )
+
+    attentive: bool
+    """Whether there are observers, or tracers."""
+    capture: Callable[[], Context] | None
+    """Gives the context of who hands an item over, as long as there is a tracer to use it."""
+
+    def __init__(self, observers: Sequence[Any] = ()) -> None:
+        from . import _buckets  # now, rather than in a worker
+
+        self._buckets = _buckets
+        self.troubles = Troubles()
+        # of each batch: its waits, its duration, how many it could have had
+        self._batches: list[tuple[list[float], float, int]] = []
+        self._singles: list[Any] = []  # likewise, of batches of one item, one after another: no work for the collector
+        self._held = 0  # items in it, about: workers that come between each other may lose some
+        # guarded by _folding
+        self._sizes: dict[int, int] = {}  # batches by their rounded size; see `_buckets`
+        self._waits: dict[int, int] = {}  # items by the bucket of their wait
+        self._runs: dict[int, int] = {}
+        self._size_sum = self._room = 0
+        self._wait_sum = self._run_sum = 0.0
+        self.heed(observers)
+
+    def heed(self, observers: Sequence[Any]) -> None:
+        """These are the observers from now on."""
+        self.observers = tuple(observer for observer in observers if not hasattr(observer, "begin"))
+        self.tracers = tuple(observer for observer in observers if hasattr(observer, "begin"))
+        self.attentive = bool(observers)
+        self.capture = None
+        if self.tracers:
+            from contextvars import copy_context
+
+            self.capture = copy_context
+
+    # -- by the worker ------------------------------------------------------------------------------------
+
+    def begin(self, name: str, batch: Sequence[Any]) -> Begun:
+        """The handler is about to be called: tell the tracers."""
+        contexts = [getattr(ticket, "context", None) for ticket in batch]  # some came before the tracer
+        for ticket in batch:
+            ticket.context = None  # a future lives on
+        begun = Begun(name, self.troubles)
+        for tracer in self.tracers:
+            begun.enter(tracer, contexts)
+        return begun
+
+    def note(self, batch: Sequence[Ticket], began: float, done: float, most: int) -> Callable[[], None] | None:
+        """The handler has returned, nobody has been woken yet; nothing failed, and nobody is `attentive`.
+
+        Args:
+            batch: the items.
+            began, done: monotonic time, in seconds, before and after the handler's calls.
+            most: how many items there could have been.
+
+        Returns:
+            What is to be called once the callers are awake, if anything.
+        """
+        if len(batch) == 1:
+            self._singles.extend((began - batch[0].arrived, done - began, most))
+        else:
+            self._batches.append(([began - ticket.arrived for ticket in batch], done - began, most))
+        self._held = held = self._held + len(batch)
+        return None if held < FOLD else self.fold
+
+    def tell(
+        self,
+        name: str,
+        batch: Sequence[Ticket],
+        began: float,
+        done: float,
+        most: int,
+        reason: str,
+        attempt: Attempt,
+        raised: BaseException | None,
+        begun: Begun | None,
+    ) -> Callable[[], None] | None:
+        """As `note`, of a batch that somebody is to be told of.
+
+        Args:
+            name: of the batcher.
+            batch, began, done, most: as there.
+            reason: why it left.
+            attempt: what came of it.
+            raised: by the handler.
+            begun: what `begin` returned, if there were tracers.
+
+        Returns:
+            What is to be called once the callers are awake.
+        """
+        self.note(batch, began, done, most)
+        record = error = None
+        if attempt.errors:
+            error = next(outcome for outcome in attempt.outcomes if isinstance(outcome, BaseException))
+        if self.observers or begun is not None:
+            record = Batch(
+                batcher=name,
+                size=len(batch),
+                max_size=most,
+                waits=tuple(began - ticket.arrived for ticket in batch),
+                began=began,
+                duration=done - began,
+                reason=reason,
+                errors=attempt.errors,
+                error=None if error is None else own(error),  # the caller will raise its own
+            )
+        if raised is None and isinstance(error, BadBatchOutputSize):
+            raised = own(error)
+        return partial(self._after, name, record, attempt.errors, raised, begun)
+
+    def _after(
+        self, name: str, record: Batch | None, errors: int, raised: BaseException | None, begun: Begun | None
+    ) -> None:
+        """The callers are awake."""
+        if raised is not None:
+            kind = type(raised).__name__
+            self.troubles.report(
+                ("handler", kind),
+                errors,
+                "batcher %r: the handler failed with %s; items that failed since the last such warning: %d",
+                name,
+                kind,
+                error=raised,
+            )
+        if begun is not None:
+            begun.end(record)
+        for observer in self.observers if record is not None else ():
+            try:
+                observer(record)
+            except BaseException as error:
+                complain(self.troubles, name, observer, error)
+        if self._held >= FOLD:
+            self.fold()
+
+    # -- by anybody ---------------------------------------------------------------------------------------
+
+    def rejected(self, name: str, items: int) -> None:
+        """There was no room for them: warn of it."""
+        message = "batcher %r: its queue is full; items rejected since the last such warning: %d"
+        self.troubles.report("rejected", items, message, name)
+
+    def expired(self, name: str, items: int) -> None:
+        """Their deadlines passed before the handler saw them: warn of it."""
+        message = "batcher %r: it is behind; items whose deadline has passed since the last such warning: %d"
+        self.troubles.report("expired", items, message, name)
+
+    def fold(self, wait: bool = False) -> None:
+        """Fold what was recorded; if another thread is at it, `wait` for that, or leave it."""
+        if _folding._is_owned() or not _folding.acquire(wait):
+            return
+        try:
+            singles, batches = self._singles[:], self._batches[:]
+            del self._singles[: len(singles)], self._batches[: len(batches)]
+            self._held = 0
+            waits, runs, room = singles[0::3], singles[1::3], sum(singles[2::3])
+            sizes = [1] * len(waits)
+            if batches:
+                each, more, rooms = zip(*batches, strict=True)
+                waits += chain.from_iterable(each)
+                runs += more
+                room += sum(rooms)
+                sizes += map(len, each)
+            for size in set(sizes):
+                kept = self._buckets.rounded(size)
+                self._sizes[kept] = self._sizes.get(kept, 0) + sizes.count(size)
+            self._buckets.count_times(self._waits, waits)
+            self._buckets.count_times(self._runs, runs)
+            self._size_sum += len(waits)
+            self._wait_sum += sum(waits)
+            self._run_sum += sum(runs)
+            self._room += room
+        finally:
+            _folding.release()
+
+    def recorded(self) -> dict[str, Any]:
+        """The histograms `size`, `wait` and `run`, and `room`, all of the same batches; see `Stats`."""
+        self.fold(wait=True)
+        with _folding:
+            sizes, waits, runs, room = self._sizes.copy(), self._waits.copy(), self._runs.copy(), self._room
+            sums = self._size_sum, self._wait_sum, self._run_sum
+        return {
+            "size": Histogram(sorted(sizes.items()), sums[0]),
+            "wait": self._times(waits, sums[1]),
+            "run": self._times(runs, sums[2]),
+            "room": room,
+        }
+
+    def _times(self, counts: dict[int, int], total: float) -> Histogram:
+        return Histogram(((self._buckets.time_of(code), counts[code]) for code in sorted(counts)), total)
+
+
+class Begun:
+    """What tracers have made of a batch. Owned by its worker."""
+
+    __slots__ = ("_name", "_spans", "_troubles")
+
+    def __init__(self, name: str, troubles: Troubles) -> None:
+        self._name = name
+        self._troubles = troubles
+        self._spans: list[tuple[Any, Span]] = []
+
+    def enter(self, tracer: Any, contexts: Sequence[Context | None]) -> None:
+        """The handler is about to be called."""
+        try:
+            self._spans.append((tracer, tracer.begin(self._name, contexts)))
+        except BaseException as error:
+            complain(self._troubles, self._name, tracer, error)
+
+    def leave(self) -> None:
+        """The handler has returned."""
+        for tracer, span in reversed(self._spans):
+            try:
+                span.leave()
+            except BaseException as error:
+                complain(self._troubles, self._name, tracer, error)
+
+    def end(self, record: Batch | None) -> None:
+        """The callers are awake, or were told that the batch was given up."""
+        for tracer, span in self._spans:
+            try:
+                span.end(record)
+            except BaseException as error:
+                complain(self._troubles, self._name, tracer, error)
+
+
+def complain(troubles: Troubles, name: str, observer: object, error: BaseException) -> None:
+    """An observer has raised: say so once."""
+    kind = type(observer).__qualname__ if hasattr(observer, "begin") else getattr(observer, "__qualname__", None)
+    troubles.report(
+        ("observer", id(observer)),
+        1,
+        "batcher %r: observer %s failed; this is told once. Failures: %d",
+        name,
+        kind or type(observer).__qualname__,
+        error=error,
+        pause=ONCE,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -31,6 +32,21 @@ def fate(items: list[str]) -> list[Any]:
         elif item == "slow":
             time.sleep(0.05)
     return [ValueError(item) if item == "error" else item for item in items]
+
+
+def chatty(items: list[str]) -> list[str]:
+    """Logs its items."""
+    logger = logging.getLogger("far.model")
+    for item in items:
+        if item == "raise":
+            try:
+                raise KeyError(item)
+            except KeyError:
+                logger.exception("cannot do %s", item)
+                raise
+        logger.info("doing %s", item)
+        logger.debug("not %s", item)
+    return items
 
 
 def scaled(items: list[float], factor: list[float] = 10) -> list[float]:  # type: ignore[assignment]

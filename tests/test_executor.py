@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import multiprocessing
 import os
 import signal
@@ -225,6 +226,56 @@ def test_one_bad_item_among_many_that_kills(pool):
     with UBatch(8, 0, handler=far.fate, executor=pool, isolate=True) as batch:
         futures = [batch.submit(item) for item in ("a", "b", "killed", "c")]
         assert [type(future.exception(30)) for future in futures] == [type(None), type(None), WorkerDied, type(None)]
+
+
+class Sentry(logging.Handler):
+    """Stands for a log handler that sends what it gets to a service."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        super().__init__()
+        self.broken = broken
+        self.told: list[tuple[str, str, int]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.told.append((record.name, record.getMessage(), record.process or 0))
+        if self.broken:
+            raise OSError("the service is down")
+
+
+@pytest.fixture
+def sentry() -> Iterator[Sentry]:
+    """It is set up for everything from INFO on."""
+    handler, root = Sentry(), logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    yield handler
+    root.removeHandler(handler)
+    root.setLevel(level)
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_what_a_handler_logs_in_a_process_reaches_the_loggers_here(sentry, method):
+    """Once, with the process it came from; also what it logs before it raises. Levels are those of here."""
+    context = multiprocessing.get_context(method)
+    with (
+        ProcessPoolExecutor(1, mp_context=context) as executor,
+        UBatch(4, 0, handler=far.chatty, executor=executor) as batch,
+    ):
+        assert batch.map(["a", "b"]) == ["a", "b"]
+        assert [record[:2] for record in sentry.told] == [("far.model", "doing a"), ("far.model", "doing b")]
+        assert os.getpid() not in {process for _, _, process in sentry.told}
+        sentry.told.clear()
+        with pytest.raises(KeyError, match="raise") as caught:
+            batch.ubatch("raise")
+        assert "in chatty" in str(caught.value.__cause__)  # where it was raised
+        name, message, _ = sentry.told[0]
+        assert name == "far.model"
+        assert message.startswith("cannot do raise\nTraceback")
+        eventually(lambda: sentry.told[-1][0] == "ubatch")  # the batcher's own warning of the failure
+        sentry.broken = True
+        assert batch.ubatch("c") == "c"
 
 
 @pytest.mark.parametrize("given", [3, "threads", object()])
@@ -470,7 +521,7 @@ FORKS = """
 )
 def test_a_fork(run_python, given):
     """The child has an executor of its own at once, or is told what to do; the parent is unaffected."""
-    run_python(FORKS.format(given=given))
+    run_python(FORKS.format(given=given), stderr=None if "Other" in given else "")  # what fails is warned of
 
 
 def test_exit_with_an_executor(run_python):

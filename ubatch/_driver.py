@@ -46,6 +46,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import threading
 import weakref
 from collections import deque
 from functools import partial
@@ -770,6 +771,18 @@ def _at_exit() -> None:
         driver._stop(drain=False, timeout=max(0.0, until - monotonic()), ticket=ThreadTicket((), {}, 0))
 
 
+def leave_before_executors() -> None:
+    """At exit, let batchers be done before executors are shut down: those of `concurrent.futures` are before `atexit`."""
+    global _leaves_early
+    from concurrent.futures import process, thread  # noqa: F401 # what they do at exit is registered when they are loaded
+
+    register = getattr(threading, "_register_atexit", None)  # what they use, from Python 3.9 on; the last comes first
+    if register is not None and not _leaves_early:
+        _leaves_early = True
+        register(_at_exit)
+
+
+_leaves_early = False
 atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import os
+import sys
 import weakref
 
 from . import _native
@@ -126,6 +127,12 @@ def _tells_of_breakage(error: BaseException) -> bool:
     return isinstance(error, BrokenExecutor)
 
 
+def _is_process_pool(executor: Any) -> bool:
+    """Whether calls run in children of this process, with the same packages."""
+    processes = sys.modules.get("concurrent.futures.process")
+    return processes is not None and isinstance(executor, processes.ProcessPoolExecutor)
+
+
 def _twin(executor: Any) -> Any:
     """A new executor with the settings of another; `None` if it cannot be told what these are."""
     kind = type(executor)
@@ -175,10 +182,15 @@ class Executed:
             WorkerDied: the executor broke.
             Exception: what the handler raised; what the executor raises that does not take the call.
         """
+        from . import _records
+
         executor = future = None
         try:
             executor, future = self._place.submit(self, args, kwargs)
-            return future.result()
+            answer = future.result()
+            return _records.told(answer) if _is_process_pool(executor) else answer
+        except _records.Failed as failed:
+            raise _records.raised(failed) from failed.__cause__
         except RuntimeError as error:
             if not _tells_of_breakage(error):
                 raise
@@ -192,6 +204,10 @@ class Executed:
         """What to submit to an executor."""
         from concurrent.futures import ThreadPoolExecutor
 
+        if _is_process_pool(executor):
+            from ._records import logged
+
+            return logged(self._handler)
         if not isinstance(executor, ThreadPoolExecutor):
             return self._handler
         return functools.partial(contextvars.copy_context().run, self._here)  # the context tells whom a thread serves

@@ -6,7 +6,7 @@ Everything that happens between threads is in `_driver`, the ways to call it are
 from __future__ import annotations
 
 from ._binding import Binder
-from ._driver import Driver
+from ._driver import Driver, leave_before_executors
 from ._faces import Faces, View
 from ._observing import checked_observer
 from ._options import (
@@ -128,6 +128,8 @@ class UBatch(Driver, Faces[T, U]):
             self._observers = (observer,)
         super().__init__(name or "ubatch", checked_max_size(max_size), policy, rules, checked_isolate(isolate), workers)
         self._place = checked_executor(executor)
+        if self._place is not None:
+            leave_before_executors()
         if handler is not None:
             self._started = True
             self.set_handler(handler)

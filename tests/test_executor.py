@@ -256,7 +256,7 @@ def sentry() -> Iterator[Sentry]:
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_what_a_handler_logs_in_a_process_reaches_the_loggers_here(sentry, method):
+def test_what_a_handler_logs_in_a_process_reaches_the_loggers_here(sentry, caplog, method):
     """Once, with the process it came from; also what it logs before it raises. Levels are those of here."""
     context = multiprocessing.get_context(method)
     with (
@@ -276,6 +276,7 @@ def test_what_a_handler_logs_in_a_process_reaches_the_loggers_here(sentry, metho
         eventually(lambda: sentry.told[-1][0] == "ubatch")  # the batcher's own warning of the failure
         sentry.broken = True
         assert batch.ubatch("c") == "c"
+    caplog.clear()  # a traceback leads to the pool, and its pipes
 
 
 @pytest.mark.parametrize("given", [3, "threads", object()])

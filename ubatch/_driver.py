@@ -772,7 +772,7 @@ def _at_exit() -> None:
 
 
 def leave_before_executors() -> None:
-    """At exit, let batchers be done before executors are shut down: those of `concurrent.futures` are before `atexit`."""
+    """At exit, let batchers be done before executors are: those of `concurrent.futures` do not wait for `atexit`."""
     global _leaves_early
     from concurrent.futures import process, thread  # noqa: F401 # what they do at exit is registered when they are loaded
 

@@ -198,7 +198,7 @@ class Executed:
                 self._place.replace(executor)
             raise WorkerDied(self._name, str(error)) from error
         finally:
-            del future, args, kwargs  # an exception's traceback refers to this frame: to nobody's items
+            del self, executor, future, args, kwargs  # a traceback refers to this frame: to nobody's items
 
     def function_for(self, executor: Any) -> Callable[..., Any]:
         """What to submit to an executor."""

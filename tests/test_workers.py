@@ -537,6 +537,29 @@ def test_a_hold_does_not_keep_others_from_finishing(gate):
         assert held.result(PATIENCE) == "held"
 
 
+def test_a_stop_that_a_start_overtakes_while_others_are_busy(gate, monkeypatch):
+    """It returns at once, and says that not all is done; not when one of the workers has nothing to do."""
+    batch, running = busy(gate, 2, 4, 0)
+    gate.opened.set()
+    results(running)
+    eventually(lambda: batch._idle)
+    gate.opened.clear()
+    running = [batch.submit("running")]
+    rouse = batch._rouse
+
+    def overtaken() -> None:
+        monkeypatch.undo()
+        batch.start()
+        rouse()
+
+    monkeypatch.setattr(batch, "_rouse", overtaken)
+    assert in_thread(batch.stop).result(PATIENCE) is False
+    assert not running[0].done()
+    gate.opened.set()
+    assert results(running) == ["running"]
+    assert batch.stop()
+
+
 # -- with terms -----------------------------------------------------------------------------------------------
 
 

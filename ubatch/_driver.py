@@ -287,8 +287,6 @@ class Driver(Intake):
                 if self._seat is seat:
                     continue
             elif not self._closed and seat.post < self._workers:
-                if self._farewells:  # of a stop() that a start() has overtaken
-                    self._farewell()
                 return True
             if self._retire(seat):
                 return False
@@ -507,7 +505,7 @@ class Driver(Intake):
         if not self._crew:
             if self._closed and self._place is not None:
                 self._place.close(wait=True)
-            self._farewell()
+            self._farewell(done=True)
         elif self._closed:
             self._rouse()
         if self._seat is NOBODY and self._schedule:
@@ -591,6 +589,9 @@ class Driver(Intake):
     def _say_when_done(self, ticket: Ticket) -> None:
         """Deliver `ticket` when the workers have nothing left to do."""
         self._farewells.append(ticket)
+        if not self._closed:
+            self._farewell(done=False)
+            return
         idle = self._seat is NOBODY and not self._crew
         if idle and (not self._handlers or not self._schedule):
             self._part()
@@ -602,13 +603,13 @@ class Driver(Intake):
             except WorkerDied:
                 pass  # everything has been given up, and farewell been said
 
-    def _farewell(self) -> None:
+    def _farewell(self, done: bool) -> None:
         while self._farewells:
             try:
                 ticket = self._farewells.popleft()
             except IndexError:
                 return
-            deliver([ticket], [True])
+            deliver([ticket], [done])
 
     def _dismiss(self) -> None:
         """Give up on the workers and on all that they have, as their time is up."""
@@ -627,7 +628,7 @@ class Driver(Intake):
             seat.wake(self)
         if self._place is not None:
             self._place.abandon()
-        self._farewell()
+        self._farewell(done=False)
 
     def _abandon(self, seat: Seat) -> None:
         """Fail the batch on a dismissed worker's seat, unless its handler has returned and it delivers."""
@@ -662,7 +663,7 @@ class Driver(Intake):
         if _native.in_hub():  # a signal handler; a hub cannot wait
             return False
         if ticket.wait(timeout):
-            return True
+            return bool(ticket.outcome)
         if self._closed:  # not if a start() has overtaken
             self._dismiss()
         return False

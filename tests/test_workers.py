@@ -537,6 +537,14 @@ def test_a_hold_does_not_keep_others_from_finishing(gate):
         assert held.result(PATIENCE) == "held"
 
 
+def test_workers_go_on_while_a_caller_holds_the_lock():
+    """A signal handler that comes upon a caller there, and waits for what is queued, gets it."""
+    with UBatch(1, 0, handler=Crowd(0.001), workers=3) as batch:
+        assert batch.ubatch("first") == "first"
+        with batch._lock:
+            assert results([batch.submit(n) for n in range(5)]) == list(range(5))
+
+
 def test_a_stop_that_a_start_overtakes_while_others_are_busy(gate, monkeypatch):
     """It returns at once, and says that not all is done; not when one of the workers has nothing to do."""
     batch, running = busy(gate, 2, 4, 0)

@@ -568,6 +568,18 @@ def test_a_stop_that_a_start_overtakes_while_others_are_busy(gate, monkeypatch):
     assert batch.stop()
 
 
+def test_a_worker_of_an_earlier_life_does_not_end_a_stop(gate):
+    """One that had left, and is late to tell an earlier `stop`, tells a later one nothing."""
+    batch, running = busy(gate, 2, 4, 0)
+    stopping = in_thread(batch.stop)
+    eventually(lambda: batch._farewells)
+    batch._farewell()
+    assert batch._farewells
+    gate.opened.set()
+    assert stopping.result(PATIENCE) is True
+    assert results(running) == [("busy", 0), ("busy", 1)]
+
+
 # -- with terms -----------------------------------------------------------------------------------------------
 
 

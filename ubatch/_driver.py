@@ -508,7 +508,7 @@ class Driver(Intake):
         if not self._crew:
             if self._closed and self._place is not None:
                 self._place.close(wait=True)
-            self._farewell(done=True)
+            self._farewell()
         elif self._closed:
             self._rouse()
         if self._seat is NOBODY and self._schedule:
@@ -588,8 +588,8 @@ class Driver(Intake):
     def _say_when_done(self, ticket: Ticket) -> None:
         """Deliver `ticket` when the workers have nothing left to do."""
         self._farewells.append(ticket)
-        if not self._closed:
-            self._farewell(done=False)
+        if not self._closed:  # overtaken by a start()
+            self._farewell()
             return
         idle = self._seat is NOBODY and not self._crew
         if idle and (not self._handlers or not self._schedule):
@@ -602,10 +602,20 @@ class Driver(Intake):
             except WorkerDied:
                 pass  # everything has been given up, and farewell been said
 
-    def _farewell(self, done: bool) -> None:
+    def _farewell(self, given_up: bool = False) -> None:
+        """Tell those who wait for the workers to be done that they are; or that it came otherwise.
+
+        Each is taken in one step with a look at how things are: it may have come just now.
+        """
         while self._farewells:
+            queued = self._started and bool(self._schedule)
             try:
-                ticket = self._farewells.popleft()
+                if given_up or not self._closed:
+                    ticket, done = self._farewells.popleft(), False
+                elif not queued and not self._crew:
+                    ticket, done = self._farewells.popleft(), True
+                else:
+                    return
             except IndexError:
                 return
             deliver([ticket], [done])
@@ -627,7 +637,7 @@ class Driver(Intake):
             seat.wake(self)
         if self._place is not None:
             self._place.abandon()
-        self._farewell(done=False)
+        self._farewell(given_up=True)
 
     def _abandon(self, seat: Seat) -> None:
         """Fail the batch on a dismissed worker's seat, unless its handler has returned and it delivers."""

@@ -170,7 +170,7 @@ class UBatch(Driver, Faces[T, U]):
             self._started = True
             self._closed = False
             self._simplify()
-        self._farewell(done=False)  # to each stop() that this has overtaken
+        self._farewell()  # to each stop() that this has overtaken
         if self._schedule:
             self._call_worker()
         return self

@@ -29,15 +29,16 @@ MOMENT = 0.004  # seconds that a stopped thread waits for another, which may in 
 
 
 @functools.cache
-def switches(code: CodeType) -> set[int]:
-    """Offsets of the instructions after which Python looks whether something else is to be done."""
-    named = {step.offset: step.opname for step in dis.get_instructions(code)}
-    jumps = "JUMP" if sys.version_info < (3, 11) else "JUMP_BACKWARD"
-    return {
-        offset
-        for offset, name in named.items()
-        if (name.startswith("CALL") or name == "RESUME" or jumps in name or "JUMP_BACKWARD" in name)
-    }
+def steps(code: CodeType) -> dict[int, str]:
+    """The names of the instructions at each offset."""
+    return {step.offset: step.opname for step in dis.get_instructions(code)}
+
+
+def looks(before: str, jumped: bool) -> bool:
+    """Whether Python looks after an instruction if there is something else to be done."""
+    if sys.version_info < (3, 11) and before.startswith(("POP_JUMP", "JUMP_ABSOLUTE")):
+        return jumped
+    return before.startswith("CALL") or before in ("", "RESUME") or "JUMP_BACKWARD" in before
 
 
 class Between:
@@ -56,12 +57,13 @@ class Between:
         if self.over or frame.f_code.co_filename not in ROOMS or not self.wanted(threading.current_thread()):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        offsets, before = switches(frame.f_code), -1
+        names, before = steps(frame.f_code), -1
 
         def trace(frame: FrameType, event: str, _: object) -> Any:
             nonlocal before
             if event == "opcode" and not self.over:
-                if (before in offsets or before < 0) and next(self.steps) == self.step:
+                name, jumped = names.get(before, ""), frame.f_lasti != before + 2
+                if looks(name, jumped) and next(self.steps) == self.step:
                     with self.lock:
                         if not self.over:
                             self.over = True
@@ -195,4 +197,4 @@ def test_at_each_step(monkeypatch, who, what):
         if not between.where and not reached:
             break
         reached = bool(between.where)
-    assert step > 50
+    assert step > 30

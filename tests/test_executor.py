@@ -477,6 +477,67 @@ def test_giving_up_on_a_batch_in_an_executor():
     gate.opened.set()
 
 
+class Stuck(ThreadPoolExecutor):
+    """Its `shutdown` waits until it is let go on."""
+
+    opened: threading.Event
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        assert not wait or self.opened.wait(2 * PATIENCE)
+        super().shutdown(wait, cancel_futures=cancel_futures)
+
+
+@pytest.mark.parametrize("kind", ["threads", "tasks"])
+@pytest.mark.parametrize("where", ["making", "shutting down"])
+def test_giving_up_on_an_executor(kind, where):
+    """One that does not get made, or shut down, holds up neither a `stop` with a timeout nor what comes after it."""
+    opened = threading.Event()
+    made: list[Stuck] = []
+
+    def make() -> Executor:
+        executor = Stuck(1, "stuck")
+        executor.opened = opened
+        made.append(executor)
+        if where == "making" and len(made) == 1:
+            assert opened.wait(2 * PATIENCE)
+        return executor
+
+    def threads() -> None:
+        batch: UBatch[Any, Any] = UBatch(1, 0, handler=echo, executor=make, workers=2)
+        future = batch.submit(1)
+        eventually(lambda: made)
+        if where == "shutting down":
+            assert future.result(PATIENCE) == 1
+        assert not in_thread(batch.stop, True, 0.05).result(PATIENCE)
+        in_thread(batch.stop, True, 0.05).result(PATIENCE)
+        assert batch.start().submit(2).result(PATIENCE) == 2
+        assert future.done()
+        opened.set()
+        assert in_thread(batch.stop).result(PATIENCE) is True
+
+    async def tasks() -> None:
+        batch: aio.UBatch[Any, Any] = aio.UBatch(1, 0, handler=echo, executor=make, workers=2)
+        future = batch.submit(1)
+        await asyncio.sleep(0.02)
+        if where == "shutting down":
+            assert await future == 1
+        await batch.stop(timeout=0.02)
+        await batch.stop(timeout=0.02)
+        assert await batch.start().ubatch(2) == 2
+        assert future.done() and (future.exception() is None) == (where == "shutting down")
+        opened.set()
+        assert await batch.stop() is True
+
+    try:
+        if kind == "threads":
+            threads()
+        else:
+            in_thread(asyncio.run, tasks()).result(PATIENCE)
+    finally:
+        opened.set()
+    eventually(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("stuck")])
+
+
 FORKS = """
     import os, sys, time, warnings
     from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor

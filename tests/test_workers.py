@@ -551,6 +551,49 @@ def test_a_hold_does_not_keep_others_from_finishing(gate):
         assert held.result(PATIENCE) == "held"
 
 
+def test_workers_go_on_while_a_caller_holds_the_lock():
+    """A signal handler that comes upon a caller there, and waits for what is queued, gets it."""
+    with UBatch(1, 0, handler=Crowd(0.001), workers=3) as batch:
+        assert batch.ubatch("first") == "first"
+        with batch._lock:
+            assert results([batch.submit(n) for n in range(5)]) == list(range(5))
+
+
+def test_a_stop_that_a_start_overtakes_while_others_are_busy(gate, monkeypatch):
+    """It returns at once, and says that not all is done; not when one of the workers has nothing to do."""
+    batch, running = busy(gate, 2, 4, 0)
+    gate.opened.set()
+    results(running)
+    eventually(lambda: batch._idle)
+    gate.opened.clear()
+    running = [batch.submit("running")]
+    rouse = batch._rouse
+
+    def overtaken() -> None:
+        monkeypatch.undo()
+        batch.start()
+        rouse()
+
+    monkeypatch.setattr(batch, "_rouse", overtaken)
+    assert in_thread(batch.stop).result(PATIENCE) is False
+    assert not running[0].done()
+    gate.opened.set()
+    assert results(running) == ["running"]
+    assert batch.stop()
+
+
+def test_a_worker_of_an_earlier_life_does_not_end_a_stop(gate):
+    """One that had left, and is late to tell an earlier `stop`, tells a later one nothing."""
+    batch, running = busy(gate, 2, 4, 0)
+    stopping = in_thread(batch.stop)
+    eventually(lambda: batch._farewells)
+    batch._farewell()
+    assert batch._farewells
+    gate.opened.set()
+    assert stopping.result(PATIENCE) is True
+    assert results(running) == [("busy", 0), ("busy", 1)]
+
+
 # -- with terms -----------------------------------------------------------------------------------------------
 
 

@@ -16,16 +16,18 @@ the handler: to one that idles, asleep if nothing is queued, so that nobody is w
 items is not split among several; else it leaves a sign, `NOBODY` if another worker may come, `BUSY` if not. A worker
 that is done leads again where there is a sign, else it idles until it is called.
 
-Who sets `_seat`:
-- from `NOBODY`: who calls one that idles, hires one, or finds that there are enough, or a worker that is done: under
-  `_lock`;
-- from `BUSY`: a worker that is done, under `_shifts`; or who finds one that idles, or lets more come, under `_lock`;
-- from a worker: itself, under `_shifts`, or, as it retires, under both; or who lets more come beside an only worker;
-- from anything to `NOBODY`: who gives up on all workers, under both. Then they are `dismissed`: they touch nothing any
-  more.
+Who sets `_seat`, each time in one step with a look at what it was, so that no lead is lost or taken twice:
+- from a sign to itself: a worker that is free, unless it is dismissed;
+- from `NOBODY`: who calls a worker that idles, hires one, or finds that there are enough: under `_lock`;
+- from `BUSY` to `NOBODY`: who finds that more may come;
+- from a worker: itself, as it hands on or resigns; or who lets more come beside an only worker that is at work;
+- from anything to `NOBODY`: who gives up on all workers, under `_lock`. Then they are `dismissed`: they touch nothing
+  any more.
+A worker that idles says so in `_idle`, then looks for a sign; who leaves a sign looks into `_idle` in the same step. A
+worker that retires leaves `_idle`, then looks whether it leads. Who leads may still be there for a moment.
+
 A thread may come upon itself (a signal handler, a `__del__`) while it holds `_lock`, and wait for a batch there. So a
-worker does without `_lock` until it has delivered what it has. `_shifts` is for workers alone, upon which no signal
-handler comes; but for `stop` giving up on them, after which nobody waits.
+worker that has a batch does not wait for `_lock`, but for a moment to call another one, until it has delivered.
 
 How no wake-up is lost without a lock. `seat.wake_at` is the queue length from which on a submitter looks after
 the worker (0 of `NOBODY`: somebody is to be called). A submitter appends, then reads the seat and its `wake_at`; a
@@ -36,9 +38,9 @@ How a batcher stays collectable and loses nothing. The idle worker holds a weak 
 strong one on the seat first, so the batcher lives on until the worker has taken over. The worker clears it
 before it says, by `wake_at`, that it sleeps, and again after each wake-up.
 
-Assumptions: the GIL, or memory ordering as strong, orders these reads and writes; operations on list, set and deque
-are atomic. Locks are held for a few steps only; within them, a check of `_seat` and its setting are adjacent,
-so that neither a signal handler nor a garbage collection on the same thread comes between.
+Assumptions: the GIL orders these reads and writes; operations on list, set and deque are atomic; and nobody comes
+between two steps without a call, an allocation or a jump backwards, which is what one step means above: neither
+another thread, nor a signal handler or a garbage collection on the same one. Locks are held for a few steps only.
 """
 
 from __future__ import annotations
@@ -80,8 +82,13 @@ if TYPE_CHECKING:
 IDLE_EXIT = 10.0
 """Seconds without an item after which a worker thread ends."""
 
+LOCK_WAIT = 0.1
+"""Seconds that a worker waits for a lock: a thread that holds it may itself wait for this worker."""
+
 EXIT_WAIT = 2.0
 """Seconds that the interpreter's exit waits for running handlers, all batchers together."""
+
+ALL_BUSY = (BUSY,)
 
 
 class Driver(Intake, Observed):
@@ -112,9 +119,8 @@ class Driver(Intake, Observed):
     def _fresh(self) -> None:
         """Make all that a forked child must not share with its parent."""
         self._lock = _native.reentrant_lock()  # guards the coming and going of workers
-        self._shifts = _native.reentrant_lock()  # guards what workers do among themselves; taken after _lock
         self._seat: Seat = NOBODY  # of who leads
-        self._crew: set[Seat] = set()  # of all workers  # changed under _lock
+        self._crew: set[Seat] = set()  # of all workers; changed under _lock
         self._idle: list[Seat] = []  # of those that wait to be called, but for the leader
         self._threads.clear()
         self._sorting = _native.reentrant_lock()  # guards what Lanes wants done by one at a time; taken after _lock
@@ -122,7 +128,8 @@ class Driver(Intake, Observed):
         if self._rules.special:
             self._specialise()
         self._recorder = Recorder(_observing.observers_of(self))
-        self._counters = Counters()  # written by the leader alone, but for errors: under _shifts
+        self._counters = Counters()  # written by the leader alone, but for errors
+        self._counting = _native.reentrant_lock()  # guards the counting of errors, by any worker
         self._given_up = Counters()  # what others count; guarded by _lock
         self._untold: deque[Callable[[], None]] = deque()  # what the policy is to be told by the next that leads
         self._farewells: deque[Ticket] = deque()  # of those who wait until the workers have nothing left to do
@@ -157,41 +164,33 @@ class Driver(Intake, Observed):
             with self._lock:
                 if self._seat is NOBODY:
                     seat.post = self._vacancy()
-                    called = self._called(seat if len(self._crew) < self._workers else BUSY)
+                    others = (seat,) if len(self._crew) < self._workers else ALL_BUSY
                     if self._seat is NOBODY:
-                        self._seat = called
-                    elif called is not seat and called is not BUSY:  # a signal handler has come upon this
-                        self._idle.append(called)
-                if self._seat is BUSY:
-                    self._call_idle()
-                elif self._seat is seat:
-                    self._crew.add(seat)
-                elif self._seat.thread:
+                        self._seat = (self._idle or others)[-1]
+                if self._seat.thread:
+                    self._rise(self._seat)
                     self._seat.wake(self)
-                elif self._seat.hirer == seat.hirer:  # a signal handler, or a __del__, come upon the starting of it
+                elif self._seat.hirer == seat.hirer:  # or a signal handler, or a __del__, comes upon the starting of it
                     seat = self._seat
+                    self._crew.add(seat)
                 # else one is on its way, and has yet to look at the queue; or all are busy
             if self._seat is seat:
                 _start(self, seat)  # if it is the second thread, it finds the seat claimed
                 seat.hirer = 0
         except RuntimeError as error:
+            if not seat.claim():  # a signal handler's error: there is a thread
+                raise
             if not self._make_do(seat):
                 self._bury(seat, error)
                 raise WorkerDied(self._name, str(error)) from error
         except BaseException as error:  # interrupted by a signal handler, or out of memory; others count on it
             if self._seat is seat:
                 try:
+                    self._crew.add(seat)
                     _start(self, seat)
                 except BaseException:
                     self._bury(seat, error)
             raise
-
-    def _called(self, otherwise: Seat) -> Seat:
-        """A worker that idles, not idle any more; `otherwise` if there is none."""
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return otherwise
 
     def _vacancy(self) -> int:
         """The first post that has no worker."""
@@ -205,63 +204,62 @@ class Driver(Intake, Observed):
             if not self._crew:
                 return False
             if self._seat is seat:
-                self._seat = BUSY
-            self._call_idle()
+                self._seat = (self._idle or ALL_BUSY)[-1]
+            self._rise(self._seat)
+            self._seat.wake(self)
         return True
-
-    def _call_idle(self) -> None:
-        """The sign says `BUSY` now: call a worker that went idle before it could see that."""
-        called = self._called(BUSY)
-        if self._seat is BUSY:
-            self._seat = called
-        called.wake(self)  # it looks in any case, and idles on if another leads
 
     def _hand_on(self, seat: Seat) -> None:
         """The leader goes to work: another worker leads, or will when there is one."""
-        with self._shifts:
-            if self._seat is seat:
-                self._seat = self._successor()
-        if self._schedule:
-            self._call_leader()
-
-    def _successor(self) -> Seat:
-        """Who leads next; a sign if there is nobody. `_shifts` is held, and there is no `NOBODY`."""
-        return self._called(NOBODY if len(self._crew) < self._workers else BUSY)
-
-    def _lead_again(self, seat: Seat) -> None:
-        """A worker is done: it leads if nobody does."""
-        if seat.post >= self._workers:
+        self._rise(seat)
+        if self._seat is seat:
+            self._seat = (self._idle or ALL_BUSY)[-1]
+        self._rise(self._seat)
+        self._invite()
+        if not self._schedule:
             return
-        with self._shifts:
-            if self._seat is BUSY and not seat.dismissed:
-                self._seat = seat
-        # without waiting: see the head of the file. Who holds the lock calls somebody if there is something to do
-        if self._seat is NOBODY and self._lock.acquire(False):
+        if self._seat is not NOBODY:
+            self._seat.wake(self)
+        elif self._lock.acquire(timeout=LOCK_WAIT):
             try:
-                if self._seat is NOBODY and not seat.dismissed:
-                    self._seat = seat
+                self._call_leader()
             finally:
                 self._lock.release()
+
+    def _invite(self) -> None:
+        """Where all are busy, but more may come, the next item calls one."""
+        if len(self._crew) < self._workers and self._seat is BUSY:
+            self._seat = NOBODY
+
+    def _rise(self, seat: Seat) -> None:
+        """Who leads does not wait to be called."""
+        if self._seat is seat and seat in self._idle:
+            self._idle.remove(seat)
+
+    def _lead(self, seat: Seat) -> None:
+        """A worker is free: it leads if nobody does."""
+        if seat.post >= self._workers:
+            return
+        sign = self._seat
+        if (sign is NOBODY or sign is BUSY) and self._seat is sign and not seat.dismissed:
+            self._seat = seat
 
     def _rest(self, seat: Seat) -> bool:
         """A worker that does not lead idles until it is called; `False` if it leads after all, or is to end."""
         seat.strong = None
         seat.wake_at = 1  # before it may be called
-        with self._shifts:
-            if seat.dismissed or seat.post >= self._workers or (self._closed and not self._schedule):
-                return False
-            if self._seat is BUSY:
-                self._seat = seat
-            if self._seat is seat:
-                return False
-            if seat not in self._idle:
-                self._idle.append(seat)
-        return True
+        if seat.post >= self._workers or (self._closed and not self._schedule):
+            return False
+        if seat not in self._idle and not seat.dismissed:
+            self._idle.append(seat)
+        # after it has said that it idles: who leaves a sign looks the other way round
+        self._lead(seat)
+        self._rise(seat)
+        return self._seat is not seat and not seat.dismissed
 
     def _sit_down(self, seat: Seat) -> None:
-        with self._shifts:
-            if not seat.dismissed:
-                self._threads.add(seat.thread)
+        if not seat.dismissed:
+            self._threads.add(seat.thread)
 
     def _call_leader(self) -> None:
         """There is something in the queue that nobody may know of."""
@@ -281,8 +279,10 @@ class Driver(Intake, Observed):
         with self._lock:
             self._workers = workers
             seat = self._seat
-            if (seat is BUSY or seat.mine) and self._seat is seat:  # an only worker leads while it works
+            self._rise(seat)
+            if seat.mine and self._seat is seat:  # an only worker leads while it works
                 self._seat = NOBODY
+            self._invite()
         if self._schedule:
             self._call_leader()
         self._rouse()
@@ -298,8 +298,6 @@ class Driver(Intake, Observed):
                 if self._seat is seat:
                     continue
             elif not self._closed and seat.post < self._workers:
-                if self._farewells:  # of a stop() that a start() has overtaken
-                    self._farewell()
                 return True
             if self._retire(seat):
                 return False
@@ -414,15 +412,11 @@ class Driver(Intake, Observed):
             return
         assert handlers and binder is not None, "a worker without a handler"
         handler, policy = handlers[0], self._policy
-        counters.items += len(batch)
-        reason = "drained" if self._closed else "full" if len(batch) >= most else policy.reason
+        count = len(batch)
+        counters.items += count
+        reason = "drained" if self._closed else "full" if count >= most else policy.reason
         counters.cuts[reason] += 1
-        seat.mine.append(True)
-        if seat.dismissed:  # after the look of _dismiss at `mine`: one of the two finds the batch
-            self._abandon(seat)
-            return
         watched = policy.watch()
-        begun = recorder.begin(self._name, batch) if recorder.tracers else None
         began = monotonic()
         if watched:
             self._tell_policy()
@@ -430,6 +424,11 @@ class Driver(Intake, Observed):
             if schedule.special:
                 arrived.sort()
             policy.cut(began, arrived, len(schedule), most)
+        seat.mine.append(True)  # from here on others may lead; see `_staff`
+        if seat.dismissed:  # after the look of _dismiss at `mine`: one of the two finds the batch
+            self._abandon(seat)
+            return
+        begun = recorder.begin(self._name, batch) if recorder.tracers else None
         if self._workers > 1:
             handler = handlers[seat.post % len(handlers)]
             self._hand_on(seat)
@@ -458,17 +457,17 @@ class Driver(Intake, Observed):
             del batch, attempt, raised
             return
         if attempt.errors:
-            with self._shifts:
+            with self._counting:
                 counters.failed_as(attempt.outcomes)
         if schedule.special:
             late = too_late(batch, attempt.outcomes, monotonic())
             if late:
-                with self._shifts:
+                with self._counting:
                     counters.failed("DeadlineExceeded", late)
         if self._seat is not seat:
-            self._lead_again(seat)  # before its callers come back with more
+            self._lead(seat)  # before its callers come back with more
         if watched and not seat.dismissed:  # measured: told after delivery it costs more, as callers wait for the GIL
-            told = done, len(batch), done - began, len(self._schedule), sound
+            told = done, count, done - began, len(self._schedule), sound
             if self._seat is seat:
                 self._tell_policy()
                 policy.finished(*told)
@@ -499,33 +498,36 @@ class Driver(Intake, Observed):
         It also stays where the lock is not to be had: then a signal handler has come upon a thread that holds
         it, and may wait for this very worker.
         """
-        if not self._lock.acquire(timeout=0.1):
+        if not self._lock.acquire(timeout=LOCK_WAIT):
             return False
         try:
-            with self._shifts:
-                if seat.dismissed:
-                    self._leaving.discard(seat)
-                    return True
-                if self._seat is seat:
-                    self._seat = NOBODY
-                    if self._schedule:
-                        self._seat = seat
-                        return False
-                elif seat in self._idle:
-                    self._idle.remove(seat)
-                self._quit(seat)
+            if seat.dismissed:
+                self._leaving.discard(seat)
+                return True
+            if self._resign(seat) and self._schedule and self._seat is NOBODY:
+                self._seat = seat
+                return False
+            self._quit(seat)
         finally:
             self._lock.release()
         _native.destroy_hub()  # before stop() returns: perhaps to the interpreter's exit, which does not bear it beside
         self._part()
         return True
 
+    def _resign(self, seat: Seat) -> bool:
+        """A worker is not to lead any more; whether it did."""
+        if seat in self._idle:
+            self._idle.remove(seat)  # before the look at who leads: from here on nobody calls it
+        if self._seat is not seat:
+            return False
+        self._seat = NOBODY
+        return True
+
     def _quit(self, seat: Seat) -> None:
-        """A worker is one no longer; it does not lead. Both locks are held."""
+        """A worker is one no longer; it has resigned. `_lock` is held."""
         self._crew.discard(seat)
         self._threads.discard(seat.thread)
-        if self._seat is BUSY and len(self._crew) < self._workers:
-            self._seat = NOBODY
+        self._invite()
 
     def _part(self) -> None:
         """A worker has left: see to what it may have left behind."""
@@ -541,12 +543,8 @@ class Driver(Intake, Observed):
     def _bury(self, seat: Seat, error: BaseException) -> None:
         """A worker died: fail what it had and, if it led, what was queued. The next item gets a new worker."""
         died = partial(_because, error, WorkerDied, self._name, description(error))
-        with self._lock, self._shifts:
-            led = self._seat is seat
-            if led:
-                self._seat = NOBODY
-            if seat in self._idle:
-                self._idle.remove(seat)
+        with self._lock:
+            led = self._resign(seat)
             self._quit(seat)
         self._give_up_batch(seat, died)  # of a dismissed one, too: it may have died delivering
         if seat.dismissed:
@@ -617,6 +615,9 @@ class Driver(Intake, Observed):
     def _say_when_done(self, ticket: Ticket) -> None:
         """Deliver `ticket` when the workers have nothing left to do."""
         self._farewells.append(ticket)
+        if not self._closed:  # overtaken by a start()
+            self._farewell()
+            return
         idle = self._seat is NOBODY and not self._crew
         if idle and (not self._handlers or not self._schedule):
             self._part()
@@ -628,19 +629,29 @@ class Driver(Intake, Observed):
             except WorkerDied:
                 pass  # everything has been given up, and farewell been said
 
-    def _farewell(self) -> None:
+    def _farewell(self, given_up: bool = False) -> None:
+        """Tell those who wait for the workers to be done that they are; or that it came otherwise.
+
+        Each is taken in one step with a look at how things are: it may have come just now.
+        """
         while self._farewells:
+            queued = self._started and bool(self._schedule)
             try:
-                ticket = self._farewells.popleft()
+                if given_up or not self._closed:
+                    ticket, done = self._farewells.popleft(), False
+                elif not queued and not self._crew:
+                    ticket, done = self._farewells.popleft(), True
+                else:
+                    return
             except IndexError:
                 return
-            deliver([ticket], [True])
+            deliver([ticket], [done])
 
     def _dismiss(self) -> None:
         """Give up on the workers and on all that they have, as their time is up."""
-        with self._lock, self._shifts:
+        with self._lock:
             crew = [*self._crew]
-            self._leaving.update(crew)  # until they retire
+            self._leaving.update(seat for seat in crew if seat.thread)  # until they retire
             for seat in crew:
                 seat.dismissed = True
             self._crew.clear()
@@ -653,7 +664,7 @@ class Driver(Intake, Observed):
             seat.wake(self)
         if self._place is not None:
             self._place.abandon()
-        self._farewell()
+        self._farewell(given_up=True)
 
     def _abandon(self, seat: Seat) -> None:
         """Fail the batch on a dismissed worker's seat, unless its handler has returned and it delivers."""
@@ -671,7 +682,6 @@ class Driver(Intake, Observed):
         return (
             get_ident() in self._threads
             or self._lock._is_owned()
-            or self._shifts._is_owned()
             or self._sorting._is_owned()
             or any(ticket.locked_here() for ticket in tickets)
         )
@@ -688,7 +698,7 @@ class Driver(Intake, Observed):
         if _native.in_hub():  # a signal handler; a hub cannot wait
             return False
         if ticket.wait(timeout):
-            return True
+            return bool(ticket.outcome)
         if self._closed:  # not if a start() has overtaken
             self._dismiss()
         return False
@@ -726,8 +736,9 @@ def _work(box: list[Driver], seat: Seat) -> None:
     driver: Driver | None = None
     try:
         driver = box.pop()
-        seat.unclaimed.pop()
-    except IndexError:  # hired twice, or started twice
+    except IndexError:  # started twice
+        return
+    if not seat.claim():  # hired twice
         return
     ref = weakref.ref(driver)
     try:

@@ -10,7 +10,8 @@ What `Renewable` made it also shuts down. An executor that was given to it is it
 
 Assumptions: an executor that has broken says so by `BrokenExecutor`, as those of the standard library, loky's and
 others do. `_lock` is held while an executor is made or shut down, which is user code: so that there is one at a time,
-and none is left when `close` returns. Only workers take it, and who stops the batcher when no worker is left.
+and none is left when `close` returns. Only workers take it, and who stops the batcher when no worker is left. As user
+code may never end, `abandon` leaves the lock to who holds it, and brings another one.
 """
 
 from __future__ import annotations
@@ -70,10 +71,16 @@ class Renewable:
         return executor, executor.submit(executed.function_for(executor), *args, **kwargs)
 
     def _present(self) -> Any:
-        with self._lock:
-            if self._executor is None:
-                self._executor = self._make()
-            return self._executor
+        lock = self._lock
+        with lock:
+            executor = self._executor
+            if executor is None:
+                executor = self._make()
+                if lock is not self._lock:
+                    executor.shutdown(wait=False)
+                    raise RuntimeError("the batcher did not wait for its executor to be made")
+                self._executor = executor
+            return executor
 
     def _make(self) -> Any:
         given: Any = self._given
@@ -108,9 +115,10 @@ class Renewable:
                 executor.shutdown(wait=wait)
 
     def abandon(self) -> None:
-        """What runs may never end: let the next call have another executor, if it may be made here."""
+        """What runs may never end, be it a call, a factory or a shutdown: let the next call have another executor."""
+        self._lock = _native.reentrant_lock()  # who holds the other one is given up
         executor = self._executor
-        if executor is not None and executor is not self._given:  # without the lock: a factory may never end either
+        if executor is not None and executor is not self._given:
             self._executor = None
             executor.shutdown(wait=False)
 

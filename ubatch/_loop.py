@@ -627,6 +627,8 @@ class Home:
     def abandon(self) -> None:
         """Give up on all that is left: its callers get `Stopped`, the tasks of running handlers are cancelled."""
         self._give_up_queue()
+        if self.job.place is not None:
+            self.job.place.abandon()
         for shift in list(self.busy):
             batch, shift.batch = shift.batch, []
             self.counters.failed("Stopped", len(batch))

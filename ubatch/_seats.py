@@ -50,9 +50,16 @@ class Seat:
         self.has_hub = False  # whether the handler has used code that gevent patched
         self.bell: Ticket | None = None  # what the worker waits by then, as the token is not enough
         self.strong: Any = None  # the driver, for a worker that is called
-        self.unclaimed = [True]  # popped by the thread that sits down
+        self.unclaimed = [True]  # popped by the thread that sits down, or by who gives the seat up
         self.batch: list[Any] = []  # tickets taken from the queue and not all delivered yet
         self.mine: list[bool] = []  # while the handler runs: who pops its one element delivers `batch`
+
+    def claim(self) -> bool:
+        """Take the seat, once; `False` if somebody has."""
+        try:
+            return self.unclaimed.pop()
+        except IndexError:
+            return False
 
     def wake(self, driver: Any) -> None:
         self.strong = driver  # before the release; see `_driver`

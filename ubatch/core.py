@@ -180,9 +180,11 @@ class UBatch(Driver, Faces[T, U]):
         """
         if not self._handlers:
             raise HandlerNotSet(self._name)
-        self._started = True
-        self._closed = False
-        self._simplify()
+        with self._lock:
+            self._started = True
+            self._closed = False
+            self._simplify()
+        self._farewell()  # to each stop() that this has overtaken
         if self._schedule:
             self._call_worker()
         return self
@@ -200,7 +202,7 @@ class UBatch(Driver, Faces[T, U]):
                 fails with `Stopped`; if a handler is still running, its callers too, and its result is dropped.
 
         Returns:
-            Whether all was done in time.
+            Whether all was done in time, and before somebody called `start`.
 
         Raises:
             ValueError: `timeout` is negative or not a number.
@@ -218,9 +220,11 @@ class UBatch(Driver, Faces[T, U]):
         ticket = LoopTicket((), {}, asyncio.get_running_loop())
         self._say_when_done(ticket)
         done, _ = await asyncio.wait([ticket.future], timeout=timeout)
-        if not done and self._closed:  # not if a start() has overtaken
+        if done:
+            return bool(ticket.future.result())
+        if self._closed:  # not if a start() has overtaken
             self._dismiss()
-        return bool(done)
+        return False
 
     def __enter__(self: Self) -> Self:
         """Start; items that were accepted before run now."""

@@ -80,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--serve", action="store_true", help="keep the service running instead of measuring it")
     add("--port", type=int, default=0, help="port on 127.0.0.1 (a free one)")
     add("--clients", type=_positive, default=32, help="concurrent clients (32)")
-    add("--texts", type=_positive, default=192, help="texts that each endpoint is sent in a round (192)")
-    add("--rounds", type=_positive, default=7, help="how often each is measured, in turns (7)")
+    add("--texts", type=_positive, default=128, help="texts that each endpoint is sent in a round (128)")
+    add("--rounds", type=_positive, default=11, help="how often each is measured, in turns (11)")
     add("--out", type=Path, default=out, metavar="DIR", help="where figures.json goes (examples/embeddings/out)")
     return parser
 

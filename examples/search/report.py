@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from search.bench import ENDPOINTS, Measured
+from search.machine import machine, versions
 
 _COLOURS = {"unbatched": "#b0b7c3", "batched": "#2563eb"}
 
@@ -64,12 +63,11 @@ def findings(measured: Measured, clients: Sequence[int]) -> list[str]:
 
 def write_figures(path: Path, measured: Measured, clients: Sequence[int], settings: Mapping[str, Any]) -> None:
     """Writes every sample, the medians, the settings and the versions."""
-    packages = ("ubatch", "numpy", "flask", "gunicorn", "gevent")
     summaries = [asdict(measured.summary(endpoint, count)) for count in clients for endpoint in ENDPOINTS]
     figures = {
         "settings": dict(settings),
-        "machine": {"cores": _cores(), "architecture": platform.machine(), "system": platform.system()},
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+        "machine": machine(),
+        "versions": versions("ubatch", "numpy", "flask", "gunicorn", "gevent"),
         "blas_threads": os.environ.get("OPENBLAS_NUM_THREADS"),
         "findings": findings(measured, clients),
         "medians": summaries,
@@ -109,14 +107,3 @@ def draw_chart(path: Path, measured: Measured, clients: Sequence[int], title: st
         axes.margins(y=0.15)
     throughput.legend(frameon=False)
     figure.savefig(path, dpi=150)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

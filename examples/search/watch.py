@@ -63,7 +63,9 @@ class Marks:
         """
         with self._lock:
             now, stats = time.monotonic(), self._batch.stats
-            before = max((self._given[mark] for mark in known if mark in self._given), default=None, key=lambda at: at[0])
+            before = max(
+                (self._given[mark] for mark in known if mark in self._given), default=None, key=lambda at: at[0]
+            )
             self._count += 1
             mark = f"{os.getpid()}.{self._count}"
             self._given[mark] = now, stats

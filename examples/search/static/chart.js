@@ -3,7 +3,6 @@
 import { SPAN } from "./watch.js";
 
 const COLOURS = 6; // of page.css
-const GAP = 2.5; // seconds without a batch that interrupt a line
 const MARGIN = { top: 8, right: 12, bottom: 32, left: 56 };
 const SECONDS = [60, 45, 30, 15, 0];
 
@@ -108,12 +107,11 @@ function niceStep(wanted) {
   return [1, 2, 5, 10].find((factor) => factor * power >= wanted * (1 - 1e-9)) * power;
 }
 
-// The points in runs that are not interrupted.
+// The points in runs that no time without batches interrupts.
 function runsOf(points) {
   const runs = [];
   for (const point of points) {
-    const run = runs.at(-1);
-    if (run !== undefined && point.at - run.at(-1).at < GAP) run.push(point);
+    if (runs.length > 0 && point.follows) runs.at(-1).push(point);
     else runs.push([point]);
   }
   return runs;

@@ -7,7 +7,7 @@ import { searchInPlace } from "./search.js";
 import { showProcesses } from "./table.js";
 import { Watch } from "./watch.js";
 
-const INTERVAL = 500; // milliseconds between two polls
+const INTERVAL = 1000; // milliseconds between two polls
 const WHILE_GONE = 2000; // the same, while nobody answers
 
 const element = (id) => document.getElementById(id);

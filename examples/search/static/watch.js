@@ -10,7 +10,8 @@ const MOST_ASKS = 4; // requests in one poll, where there are several processes 
 const PATIENCE = 5000; // milliseconds for an answer
 
 export class Watch {
-  // Each: { pid, mark, at, latest, points }; a point is what /stats calls `since`, with the moment `at` of its end.
+  // Each: { pid, colour, mark, at, latest, points }. A point is what /stats calls `since`, of a time with batches, with
+  // the moment `at` of its end; it `follows` the point before if there was none without batches between them.
   processes = [];
 
   // Rejects if nobody answers.
@@ -39,14 +40,15 @@ export class Watch {
     if (process === undefined) {
       process = { pid, colour: this.#freeColour(), mark, at, latest: null, points: [] };
       this.processes.push(process);
-      this.processes.sort((one, other) => one.pid - other.pid);
+      this.processes.sort((one, other) => one.colour - other.colour);
     } else if (since !== null && since.seconds < CLOSEST) {
       return; // reached twice in a row; the older mark stays, and with it what is to be told
     }
     process.mark = mark;
     process.at = at;
     if (since !== null) {
-      process.latest = { ...since, at };
+      const follows = process.latest !== null && process.latest.size.count > 0;
+      process.latest = { ...since, at, follows };
       if (since.size.count > 0) process.points.push(process.latest);
     }
   }

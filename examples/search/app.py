@@ -34,9 +34,9 @@ def create_app(index: Index, batch: UBatch[Query, list[Hit]] | None = None, dead
 
     `/search` and `/search_unbatched` take `q`, the question, and `k`, how many hits (10 if left out, at
     most 100); `/search_many` takes `q` several times, and answers all or none. `/` is the page, `/stats` and
-    `/metrics` are `watch`'s. Every error is a JSON object with one field, `error`. A batched question that is not answered in
-    time, or for which there is no room, is refused with 503 and `Retry-After`: under overload those that are
-    taken on are answered in time. `app.extensions["batch"]` is the batcher.
+    `/metrics` are `watch`'s. Every error is a JSON object with one field, `error`. A batched question that is
+    not answered in time, or for which there is no room, is refused with 503 and `Retry-After`: under overload
+    those that are taken on are answered in time. `app.extensions["batch"]` is the batcher.
 
     Args:
         index: What is searched.

@@ -8,6 +8,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,7 +23,9 @@ sys.path.insert(0, str(EXAMPLES))
 
 import browser  # noqa: E402
 from browser import chromium, wait_until  # noqa: E402
+from prometheus_client import CollectorRegistry  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
+from search import gunicorn_conf  # noqa: E402
 from search.app import create_app  # noqa: E402
 from search.cache import load_index  # noqa: E402
 from search.index import Query  # noqa: E402
@@ -30,7 +33,7 @@ from search.question import MOST_QUESTIONS  # noqa: E402
 from search.server import Server  # noqa: E402
 from search.watch import MOST_MARKS  # noqa: E402
 
-from ubatch import UBatch  # noqa: E402
+from ubatch import UBatch, metrics  # noqa: E402
 
 if TYPE_CHECKING:
     from flask.testing import FlaskClient
@@ -54,8 +57,11 @@ def batch(cache: Path) -> Iterator[UBatch[Query, Any]]:
 
 
 @pytest.fixture
-def client(cache: Path, batch: UBatch[Query, Any]) -> FlaskClient:
-    return create_app(load_index(cache, LIMIT), batch).test_client()
+def client(cache: Path, batch: UBatch[Query, Any]) -> Iterator[FlaskClient]:
+    registry = CollectorRegistry()
+    end = metrics.prometheus(batch, registry)
+    yield create_app(load_index(cache, LIMIT), batch, registry=registry).test_client()
+    end()
 
 
 def told(client: FlaskClient, *marks: str) -> dict[str, Any]:
@@ -181,6 +187,17 @@ def test_several_processes(worker: str, preload: bool, cache: Path) -> None:
         wait_until(lambda: look() and counted["told"] == counted["asked"] + (0 if preload else 2))
         items = counted["asked"] + (1 if preload else 2)
         wait_until(lambda: scraped(server).get(("ubatch_items_total", "search")) == items)
+
+
+def test_a_process_that_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it had queued is shown no more; what it did is, also where there is but one and no files."""
+    ended = SimpleNamespace(pid=7)
+    gunicorn_conf.child_exit(None, ended)
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    for name in ("gauge_livesum_7.db", "gauge_livesum_8.db", "counter_7.db"):
+        (tmp_path / name).touch()
+    gunicorn_conf.child_exit(None, ended)
+    assert {path.name for path in tmp_path.iterdir()} == {"gauge_livesum_8.db", "counter_7.db"}
 
 
 def scraped(server: Server) -> dict[tuple[str, ...], float]:

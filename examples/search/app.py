@@ -6,6 +6,7 @@ import queue
 from typing import Any
 
 from flask import Flask, Response, jsonify, render_template, request
+from prometheus_client import REGISTRY, CollectorRegistry
 from werkzeug.exceptions import HTTPException
 
 from search.index import Hit, Index, Query
@@ -29,7 +30,12 @@ _POLICY = (
 )
 
 
-def create_app(index: Index, batch: UBatch[Query, list[Hit]] | None = None, deadline: float = DEADLINE) -> Flask:
+def create_app(
+    index: Index,
+    batch: UBatch[Query, list[Hit]] | None = None,
+    deadline: float = DEADLINE,
+    registry: CollectorRegistry = REGISTRY,
+) -> Flask:
     """Makes the application.
 
     `/search` and `/search_unbatched` take `q`, the question, and `k`, how many hits (10 if left out, at
@@ -42,12 +48,13 @@ def create_app(index: Index, batch: UBatch[Query, list[Hit]] | None = None, dead
         index: What is searched.
         batch: A batcher whose handler is `index.search`; if left out, one with a bounded queue.
         deadline: Seconds within which a batched question is answered.
+        registry: What `/metrics` shows; by default what prometheus_client does.
     """
     app = Flask(__name__)
     batch = UBatch(handler=index.search, name="search", max_queue=MOST_WAITING) if batch is None else batch
     in_time = batch.options(deadline=deadline)
     app.extensions["batch"] = batch
-    app.register_blueprint(watching(batch, len(index.entries)))
+    app.register_blueprint(watching(batch, len(index.entries), registry))
 
     @app.get("/search")
     def search() -> Response:

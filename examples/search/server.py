@@ -69,6 +69,7 @@ class Server:
         self._application = application
         self._environment = {**os.environ, **(environment or {}), "WEB_CONCURRENCY": str(processes)}
         self._processes = processes
+        self._metrics: tempfile.TemporaryDirectory[str] | None = None
         if cache is not None:
             self._environment["SEARCH_CACHE"] = os.fspath(cache.resolve())
         if limit is not None:
@@ -83,10 +84,10 @@ class Server:
 
     def __enter__(self) -> Server:
         self._log = tempfile.TemporaryFile()
-        self._metrics = tempfile.TemporaryDirectory(prefix="search-metrics-")
-        if self._processes > 1:
-            self._environment["PROMETHEUS_MULTIPROC_DIR"] = self._metrics.name
         try:
+            if self._processes > 1:
+                self._metrics = tempfile.TemporaryDirectory(prefix="search-metrics-")
+                self._environment["PROMETHEUS_MULTIPROC_DIR"] = self._metrics.name
             self._start()
             self._wait_until_it_answers()
         except BaseException:
@@ -153,7 +154,8 @@ class Server:
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         self._log.close()
-        self._metrics.cleanup()
+        if self._metrics is not None:
+            self._metrics.cleanup()
 
     def _start(self) -> None:
         with socket.socket() as listener:

@@ -1,7 +1,7 @@
 """What the service tells about itself: `/stats` for programs and for the page, `/metrics` for Prometheus.
 
 Both are of the process that answers, but for `/metrics` where `PROMETHEUS_MULTIPROC_DIR` is set: then it is of all
-processes that share that folder.
+processes that share that folder. What `/metrics` shows of the batcher, `ubatch.metrics` puts there (`wsgi`).
 
 A client of `/stats` sees each batch once, however many clients there are and however seldom they ask: an answer has a
 `mark`, and who brings it along, `/stats?since=MARK`, also gets the difference between then and now. Marks of other
@@ -15,15 +15,15 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, Response, jsonify, request
-from prometheus_client import CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
-import ubatch.metrics
-from ubatch import UBatch
+if TYPE_CHECKING:
+    from ubatch import Stats, UBatch
 
 MOST_MARKS = 64
 """Marks that are known at most; a client that keeps on asking needs its latest one alone."""
@@ -48,7 +48,7 @@ class Marks:
     def __init__(self, batch: UBatch[Any, Any]) -> None:
         self._batch = batch
         self._lock = Lock()  # guards what follows
-        self._given: OrderedDict[str, tuple[float, ubatch.Stats]] = OrderedDict()
+        self._given: OrderedDict[str, tuple[float, Stats]] = OrderedDict()
         self._count = 0
 
     def look(self, known: Iterable[str]) -> dict[str, Any]:
@@ -75,17 +75,16 @@ class Marks:
         return {"batching": {name: getattr(stats, name) for name in _COUNTERS}, "mark": mark, "since": since}
 
 
-def watching(batch: UBatch[Any, Any], entries: int) -> Blueprint:
+def watching(batch: UBatch[Any, Any], entries: int, registry: CollectorRegistry = REGISTRY) -> Blueprint:
     """Makes `/stats` and `/metrics`.
 
     Args:
-        batch: What is told about.
-        entries: How many entries are searched, for `/stats`.
+        batch: What `/stats` tells about.
+        entries: How many entries are searched; `/stats` tells that too.
+        registry: What `/metrics` shows where it shows one process.
     """
     blueprint = Blueprint("watch", __name__)
     marks = Marks(batch)
-    registry = CollectorRegistry()
-    ubatch.metrics.prometheus(batch, registry)
 
     @blueprint.get("/stats")
     def stats() -> Response:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -30,7 +32,7 @@ from search.app import create_app  # noqa: E402
 from search.cache import load_index  # noqa: E402
 from search.index import Query  # noqa: E402
 from search.question import MOST_QUESTIONS  # noqa: E402
-from search.server import Server  # noqa: E402
+from search.server import HOST, Server  # noqa: E402
 from search.watch import MOST_MARKS  # noqa: E402
 
 from ubatch import UBatch, metrics  # noqa: E402
@@ -187,6 +189,9 @@ def test_several_processes(worker: str, preload: bool, cache: Path) -> None:
         wait_until(lambda: look() and counted["told"] == counted["asked"] + (0 if preload else 2))
         items = counted["asked"] + (1 if preload else 2)
         wait_until(lambda: scraped(server).get(("ubatch_items_total", "search")) == items)
+        with closing(http.client.HTTPConnection(HOST, server.port, timeout=10)) as connection:
+            connection.request("GET", "/health")
+            assert connection.getresponse().will_close, "a kept connection would stay with one process"
 
 
 def test_a_process_that_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,7 +211,7 @@ def test_serve(started: subprocess.Popen[str], number: signal.Signals) -> None:
     port = int(line.partition("127.0.0.1:")[2].partition("/")[0])
     connection = http.client.HTTPConnection(HOST, port, timeout=10)
     connection.request("GET", "/?q=text")
-    assert b"<ol>" in connection.getresponse().read()
+    assert b"similarity" in connection.getresponse().read()
     connection.close()
     started.send_signal(number)
     assert started.stdout.read() == "Stopped.\n"

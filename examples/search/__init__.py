@@ -2,9 +2,9 @@
 
 `python examples/search` starts the service under gunicorn, measures it and stops it. The parts, one idea
 each: `collect` lists the library's definitions, `vectors` turns text into vectors, `index` searches them
-exactly, `cache` keeps them on disk, `app` is the web application and `wsgi` what gunicorn loads; `server`
-runs gunicorn, `load` is the client side, `bench` the measuring, `report` the table and the chart, `cli` the
-command line.
+exactly, `cache` keeps them on disk, `question` reads what is asked; `app` is the web application with its page
+(`templates`, `static`), `watch` what it tells about itself, `wsgi` what gunicorn loads; `server` runs gunicorn,
+`load` is the client side, `bench` the measuring, `report` the table and the chart, `cli` the command line.
 """
 
 import os

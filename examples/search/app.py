@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import queue
 from typing import Any
 
 from flask import Flask, Response, jsonify, render_template, request
+from prometheus_client import REGISTRY, CollectorRegistry
 from werkzeug.exceptions import HTTPException
 
 from search.index import Hit, Index, Query
-from search.question import BadQuestionError, read_question
+from search.question import BadQuestionError, read_question, read_questions
+from search.watch import watching
 from ubatch import UBatch
 
 DEADLINE = 5.0
@@ -23,37 +24,37 @@ RETRY_AFTER = "1"
 """Seconds after which a client that was refused may try again, as HTTP has it."""
 
 _LONGEST_SUMMARY = 200
-_COUNTERS = (
-    "submitted",
-    "queued",
-    "running",
-    "items",
-    "batches",
-    "errors",
-    "cancelled",
-    "expired",
-    "rejected",
-    "mean_batch_size",
+_POLICY = (
+    "default-src 'none'; connect-src 'self'; img-src 'self'; script-src 'self'; style-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 
 
-def create_app(index: Index, batch: UBatch[Query, list[Hit]] | None = None, deadline: float = DEADLINE) -> Flask:
+def create_app(
+    index: Index,
+    batch: UBatch[Query, list[Hit]] | None = None,
+    deadline: float = DEADLINE,
+    registry: CollectorRegistry = REGISTRY,
+) -> Flask:
     """Makes the application.
 
     `/search` and `/search_unbatched` take `q`, the question, and `k`, how many hits (10 if left out, at
-    most 100). Every error is a JSON object with one field, `error`. A batched question that is not answered in
-    time, or for which there is no room, is refused with 503 and `Retry-After`: under overload those that are
-    taken on are answered in time. `app.extensions["batch"]` is the batcher.
+    most 100); `/search_many` takes `q` several times, and answers all or none. `/` is the page, `/stats` and
+    `/metrics` are `watch`'s. Every error is a JSON object with one field, `error`. A batched question that is
+    not answered in time, or for which there is no room, is refused with 503 and `Retry-After`: under overload
+    those that are taken on are answered in time. `app.extensions["batch"]` is the batcher.
 
     Args:
         index: What is searched.
         batch: A batcher whose handler is `index.search`; if left out, one with a bounded queue.
         deadline: Seconds within which a batched question is answered.
+        registry: What `/metrics` shows; by default what prometheus_client does.
     """
     app = Flask(__name__)
     batch = UBatch(handler=index.search, name="search", max_queue=MOST_WAITING) if batch is None else batch
     in_time = batch.options(deadline=deadline)
     app.extensions["batch"] = batch
+    app.register_blueprint(watching(batch, len(index.entries), registry))
 
     @app.get("/search")
     def search() -> Response:
@@ -65,11 +66,10 @@ def create_app(index: Index, batch: UBatch[Query, list[Hit]] | None = None, dead
         query = read_question(request.query_string)
         return jsonify(answer(query, index.search([query])[0]))
 
-    @app.get("/stats")
-    def stats() -> Response:
-        counted = batch.stats
-        batching = {name: getattr(counted, name) for name in _COUNTERS}
-        return jsonify(pid=os.getpid(), entries=len(index.entries), batching=batching)
+    @app.get("/search_many")
+    def search_many() -> Response:
+        queries = read_questions(request.query_string)
+        return jsonify(answers=[answer(*pair) for pair in zip(queries, in_time.map(queries), strict=True)])
 
     @app.get("/health")
     def health() -> Response:
@@ -99,9 +99,7 @@ def create_app(index: Index, batch: UBatch[Query, list[Hit]] | None = None, dead
     @app.after_request
     def harden(response: Response) -> Response:
         response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Content-Security-Policy"] = (
-            "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'"
-        )
+        response.headers["Content-Security-Policy"] = _POLICY
         return response
 
     return app

@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 
 N = TypeVar("N", int, float)
 
-_NEEDED = ("ubatch", "numpy", "flask", "gunicorn", "rich", "matplotlib")
+_NEEDED = ("ubatch", "numpy", "flask", "gunicorn", "prometheus_client", "rich", "matplotlib")
 _INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Exit status: 0, 1 if something failed or answers differ, 130 after Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.processes > 1 and not options.serve:
+        parser.error("--processes goes with --serve: of several, the measured batches would be those of one")
     needed = (*_NEEDED, "gevent") if options.worker == "gevent" else _NEEDED
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         print(
@@ -61,7 +64,12 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     from search.server import Server
 
     server = Server(
-        options.worker, preload=options.preload, port=options.port, cache=options.cache, limit=options.limit
+        options.worker,
+        processes=options.processes,
+        preload=options.preload,
+        port=options.port,
+        cache=options.cache,
+        limit=options.limit,
     )
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     quiet = not console.is_terminal
@@ -71,7 +79,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         index = load_index(options.cache, options.limit, progress=progress.track)
         entries, questions = len(index.entries), questions_of(index.entries)
         del index
-    how = f"{options.worker}{', preloaded' if options.preload else ''}, {entries:,} entries"
+    processes = f" × {options.processes}" if options.processes > 1 else ""
+    how = f"{options.worker}{processes}{', preloaded' if options.preload else ''}, {entries:,} entries"
     with server:
         if options.serve:
             console.print(f"Serving {how} on {server.url} (Ctrl-C stops)")
@@ -127,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         default="gevent",
         help="gunicorn's worker class (gevent)",
     )
+    add("--processes", type=_positive(int), default=1, help="how many worker processes, with --serve (1)")
     add("--preload", action="store_true", help="load the application before gunicorn forks")
     add("--port", type=int, default=0, help="port on 127.0.0.1 (a free one)")
     add("--clients", type=_positive(int), default=64, help="concurrent clients besides the single one (64)")

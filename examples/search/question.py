@@ -1,4 +1,4 @@
-"""Reads a question from a URL's query string and refuses what is none, before it can join a batch."""
+"""Reads questions from a URL's query string and refuses what is none, before it can join a batch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from search.vectors import words
 LONGEST_QUESTION = 500
 """In characters."""
 
+MOST_QUESTIONS = 32
+"""In one request."""
+
 _MOST_FIELDS = 16
 _USUAL_COUNT = 10
+_MISSING = "q is missing: ask with ?q=your+question"
 
 
 class BadQuestionError(ValueError):
@@ -36,23 +40,50 @@ def read_question(query_string: bytes) -> Query:
     Raises:
         BadQuestionError: A field is missing, given twice, not text, too long, empty of words or out of range.
     """
+    fields = _fields(query_string, _MOST_FIELDS)
+    text = _only(fields, "q")
+    if text is None:
+        raise BadQuestionError(_MISSING)
+    return Query(_checked(text), _count(_only(fields, "k")))
+
+
+def read_questions(query_string: bytes) -> list[Query]:
+    """Takes `q`, once or more, and `k`, which is for all of them, from a query string.
+
+    Args:
+        query_string: As received: `b"q=wrap+text&q=parse+json&k=5"`.
+
+    Raises:
+        BadQuestionError: As `read_question`, or there are more than `MOST_QUESTIONS`.
+    """
+    fields = _fields(query_string, MOST_QUESTIONS + _MOST_FIELDS)
+    texts = [value for key, value in fields if key == "q"]
+    if not texts:
+        raise BadQuestionError(_MISSING)
+    if len(texts) > MOST_QUESTIONS:
+        raise BadQuestionError(f"q is given more than {MOST_QUESTIONS} times")
+    count = _count(_only(fields, "k"))
+    return [Query(_checked(text), count) for text in texts]
+
+
+def _fields(query_string: bytes, most: int) -> list[tuple[str, str]]:
     # Flask's own `request.args` lets bytes that are not UTF-8 pass, in a changed form; here they are refused.
     try:
-        fields = parse_qsl(query_string.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS)
+        return parse_qsl(query_string.decode(), keep_blank_values=True, errors="strict", max_num_fields=most)
     except UnicodeDecodeError:
         raise BadQuestionError("the query string is not valid UTF-8") from None
     except ValueError:
-        raise BadQuestionError(f"the query string has more than {_MOST_FIELDS} fields") from None
-    text = _only(fields, "q")
-    if text is None:
-        raise BadQuestionError("q is missing: ask with ?q=your+question")
+        raise BadQuestionError(f"the query string has more than {most} fields") from None
+
+
+def _checked(text: str) -> str:
     if len(text) > LONGEST_QUESTION:
         raise BadQuestionError(f"q is longer than {LONGEST_QUESTION} characters", 414)
     if any(unicodedata.category(character) == "Cc" and character not in "\t\n\r" for character in text):
         raise BadQuestionError("q holds control characters")
     if not words(text):
         raise BadQuestionError("q holds no letters or digits")
-    return Query(text, _count(_only(fields, "k")))
+    return text
 
 
 def _only(fields: list[tuple[str, str]], name: str) -> str | None:

@@ -39,7 +39,8 @@ class Server:
 
     Args:
         worker: One of `WORKERS`.
-        preload: Whether the application is loaded before the worker process is forked.
+        processes: How many worker processes. Of several, each has a batcher of its own, and `/metrics` tells of all.
+        preload: Whether the application is loaded before the worker processes are forked.
         port: The port on 127.0.0.1; 0 takes a free one.
         cache: Folder of the cached index; the user's own cache folder if left out.
         limit: Number of entries; all if left out.
@@ -54,6 +55,7 @@ class Server:
         self,
         worker: str = "gevent",
         *,
+        processes: int = 1,
         preload: bool = False,
         port: int = 0,
         cache: Path | None = None,
@@ -65,7 +67,9 @@ class Server:
         self._preload = preload
         self._wanted_port = port
         self._application = application
-        self._environment = {**os.environ, **(environment or {})}
+        self._environment = {**os.environ, **(environment or {}), "WEB_CONCURRENCY": str(processes)}
+        self._processes = processes
+        self._metrics: tempfile.TemporaryDirectory[str] | None = None
         if cache is not None:
             self._environment["SEARCH_CACHE"] = os.fspath(cache.resolve())
         if limit is not None:
@@ -81,6 +85,9 @@ class Server:
     def __enter__(self) -> Server:
         self._log = tempfile.TemporaryFile()
         try:
+            if self._processes > 1:
+                self._metrics = tempfile.TemporaryDirectory(prefix="search-metrics-")
+                self._environment["PROMETHEUS_MULTIPROC_DIR"] = self._metrics.name
             self._start()
             self._wait_until_it_answers()
         except BaseException:
@@ -147,6 +154,8 @@ class Server:
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         self._log.close()
+        if self._metrics is not None:
+            self._metrics.cleanup()
 
     def _start(self) -> None:
         with socket.socket() as listener:

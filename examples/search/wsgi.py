@@ -10,6 +10,7 @@ import gc
 import os
 from pathlib import Path
 
+import ubatch.metrics
 from search.app import create_app
 from search.cache import load_index
 from search.index import Query
@@ -17,6 +18,7 @@ from search.index import Query
 _folder = os.environ.get("SEARCH_CACHE")
 _limit = os.environ.get("SEARCH_LIMIT")
 
+ubatch.metrics.prometheus()
 app = create_app(load_index(Path(_folder) if _folder else None, int(_limit) if _limit else None))
 
 # The first request need not pay for what happens only once. With `--preload` this runs before the fork: the

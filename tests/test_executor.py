@@ -285,6 +285,33 @@ def test_what_is_no_executor(given):
         UBatch(handler=echo, executor=given)
 
 
+@pytest.mark.parametrize("patched", [True, False])
+def test_thread_pools_of_gevent(run_python, patched):
+    """They serve one hub, or their threads are greenlets of whoever came first: that is told at once."""
+    pytest.importorskip("gevent")
+    run_python(
+        f"""
+        if {patched}:
+            from gevent import monkey; monkey.patch_all()
+        from concurrent.futures import ThreadPoolExecutor
+        import gevent
+        from gevent.threadpool import ThreadPoolExecutor as GeventPool
+        from ubatch import UBatch
+        with ThreadPoolExecutor(1) as own, GeventPool(1) as pool:
+            for executor in [pool, own] if {patched} else [pool]:
+                try:
+                    UBatch(handler=list, executor=executor)
+                except TypeError as error:
+                    assert "see workers" in str(error), error
+                else:
+                    raise AssertionError(executor)
+            if not {patched}:
+                with UBatch(handler=list, executor=own) as batch:
+                    assert gevent.spawn(batch.ubatch, 3).get() == 3
+        """
+    )
+
+
 def test_what_makes_no_executor():
     """Each batch fails; nobody hangs."""
     with UBatch(handler=echo, executor=dict) as batch, pytest.raises(TypeError, match="must make an executor"):

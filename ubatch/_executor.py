@@ -39,6 +39,14 @@ def is_executor(given: object) -> bool:
     return not isinstance(given, type) and callable(getattr(given, "submit", None))
 
 
+def is_of_gevent(given: object) -> bool:
+    """Whether it is a pool of threads that gevent has made greenlets, or its own, which serve one hub."""
+    if type(given).__module__.partition(".")[0] == "gevent":
+        return True
+    threads = sys.modules.get("concurrent.futures.thread")
+    return _native.threading_is_patched() and threads is not None and isinstance(given, threads.ThreadPoolExecutor)
+
+
 class Renewable:
     """An executor that is replaced when it breaks, and in a forked child. Safe to use from any thread.
 

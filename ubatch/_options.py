@@ -214,11 +214,15 @@ def checked_workers_of(handler: Any, handlers: tuple[Callable[..., Any], ...], w
 
 
 def checked_executor(executor: Any) -> Renewable | None:
-    """Raises TypeError: it is neither an executor nor a function that makes one."""
+    """Raises TypeError: it is neither an executor nor a function that makes one, or its threads belong to gevent."""
     if executor is None:
         return None
-    from ._executor import Renewable, is_executor
+    from ._executor import Renewable, is_executor, is_of_gevent
 
+    if is_of_gevent(executor):
+        raise TypeError(
+            f"executor {executor!r} is for a hub of gevent, not for workers, which are threads: see workers"
+        )
     if is_executor(executor) or callable(executor):
         return Renewable(executor)  # pyright: ignore[reportArgumentType]
     raise TypeError(f"executor must be a concurrent.futures.Executor, or a function that makes one, not {executor!r}")

@@ -70,7 +70,9 @@ class UBatch(Driver, Faces[T, U]):
         executor: where the handler runs, if not in those threads: any `concurrent.futures.Executor`, or a function
             that makes one, which ubatch shuts down in `stop`. In one of processes, the handler, items and results must
             pickle. If a process dies, its batch fails with `WorkerDied`, and the next one gets a new executor: one more
-            from the function, or one with the settings of the `ProcessPoolExecutor` that was given.
+            from the function, or one with the settings of the `ProcessPoolExecutor` that was given. A call that hangs
+            there is not ended, and an executor of the standard library holds up the interpreter's exit for it. Thread
+            pools under gevent's patching, and gevent's own, cannot be used: workers are native threads anyway.
         key: `key(item)`, called with a call's own arguments, in the caller; items whose keys differ share no batch.
             A key that has waited longer goes first; of keys that always have items each is served in its turn.
         weight: `weight(item)`, likewise: a number of at least 0.

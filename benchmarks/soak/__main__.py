@@ -42,6 +42,7 @@ def main() -> int:
     warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
     warnings.filterwarnings("ignore", "coroutine 'Home._serve' was never awaited")  # see `Loops.complain`
     logging.getLogger("concurrent.futures").disabled = True  # callbacks that raise are part of it
+    logging.getLogger("ubatch").setLevel(logging.ERROR)  # as are handlers that do
     seconds = options.seconds or (60.0 if options.items == float("inf") else float("inf"))
     if options.aio:
         course, name = Loops(seed, plain=options.plain), "soak-aio.json"

@@ -213,6 +213,28 @@ def checked_workers_of(handler: Any, handlers: tuple[Callable[..., Any], ...], w
     return len(handlers)
 
 
+def checked_changes(
+    handlers: tuple[Callable[..., Any], ...], max_size: int, timeout: float | None, max_queue: int | None, workers: int
+) -> dict[str, Any]:
+    """What `reconfigure` was given, by name, without what is `UNSET`.
+
+    Raises:
+        TypeError, ValueError: one is not as it must be, or `workers` not the number of a list of handlers.
+    """
+    changes: dict[str, Any] = {}
+    if max_size is not UNSET:
+        changes["max_size"] = checked_max_size(max_size)
+    if timeout is not UNSET:
+        changes["timeout"] = checked_timeout(timeout)
+    if max_queue is not UNSET:
+        changes["max_queue"] = checked_max_queue(max_queue)
+    if workers is not UNSET:
+        changes["workers"] = checked_workers(workers)
+        if workers != len(handlers) > 1:
+            raise ValueError(f"{len(handlers)} handlers mean a worker for each, not workers={workers}")
+    return changes
+
+
 def checked_executor(executor: Any) -> Renewable | None:
     """Raises TypeError: it is neither an executor nor a function that makes one, or its threads belong to gevent."""
     if executor is None:

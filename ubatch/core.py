@@ -10,10 +10,10 @@ from ._driver import Driver, leave_before_executors
 from ._faces import Faces, View
 from ._observing import checked_observer
 from ._options import (
+    checked_changes,
     checked_executor,
     checked_handlers,
     checked_isolate,
-    checked_max_queue,
     checked_max_size,
     checked_name,
     checked_timeout,
@@ -310,26 +310,19 @@ class UBatch(Driver, Faces[T, U]):
             TypeError, ValueError: an argument is not as described; the message has its value. Also for another number
                 of workers than there are handlers, where these are a list.
         """
-        if workers is not UNSET and checked_workers(workers) != len(self._handlers) > 1:
-            raise ValueError(f"{len(self._handlers)} handlers mean a worker for each, not workers={workers}")
-        changes = {
-            "_max_size": max_size if max_size is UNSET else checked_max_size(max_size),
-            "_timeout": timeout if timeout is UNSET else checked_timeout(timeout),
-        }
-        bound = UNSET if max_queue is UNSET else checked_max_queue(max_queue)
-        if bound is not UNSET:
-            begins, self._rules.max_queue = self._rules.max_queue is None, bound
-            if bound is not None or self._schedule.special:
+        changes = checked_changes(self._handlers, max_size, timeout, max_queue, workers)
+        if "max_queue" in changes:
+            begins, self._rules.max_queue = self._rules.max_queue is None, changes["max_queue"]
+            if self._rules.max_queue is not None or self._schedule.special:
                 lanes = self._specialise()
                 if begins:
                     with self._sorting:
                         lanes.admission.begin(lanes.queued())
                 self._let_in(lanes)
-        for name, value in changes.items():
-            if value is not UNSET:
-                setattr(self, name, value)
-        if timeout is not UNSET or workers is not UNSET:
-            self._engage(self._workers if workers is UNSET else checked_workers(workers))
+        self._max_size = changes.get("max_size", self._max_size)
+        self._timeout = changes.get("timeout", self._timeout)
+        if "timeout" in changes or "workers" in changes:
+            self._engage(changes.get("workers", self._workers))
         self._reconsider()
 
     def _engage(self, workers: int) -> None:

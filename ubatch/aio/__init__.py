@@ -20,10 +20,10 @@ from ubatch._loop import Home, Job, serving
 from ubatch._loop_faces import Faces, View
 from ubatch._observing import Observed
 from ubatch._options import (
+    checked_changes,
     checked_executor,
     checked_handlers,
     checked_isolate,
-    checked_max_queue,
     checked_max_size,
     checked_name,
     checked_timeout,
@@ -339,21 +339,14 @@ class UBatch(Observed, Faces[T, U]):
                 of workers than there are handlers, where these are a list.
         """
         job = self._job
-        if workers is not UNSET and checked_workers(workers) != len(job.handlers) > 1:
-            raise ValueError(f"{len(job.handlers)} handlers mean a worker for each, not workers={workers}")
-        changes = {
-            "max_size": max_size if max_size is UNSET else checked_max_size(max_size),
-            "timeout": timeout if timeout is UNSET else checked_timeout(timeout),
-            "workers": workers if workers is UNSET else checked_workers(workers),
-        }
-        bound = UNSET if max_queue is UNSET else checked_max_queue(max_queue)
-        for name, value in changes.items():
-            if value is not UNSET:
-                setattr(job, name, value)
-        if bound is not UNSET:
-            begins, job.rules.max_queue = job.rules.max_queue is None, bound
+        changes = checked_changes(job.handlers, max_size, timeout, max_queue, workers)
+        job.max_size = changes.get("max_size", job.max_size)
+        job.timeout = changes.get("timeout", job.timeout)
+        job.workers = changes.get("workers", job.workers)
+        if "max_queue" in changes:
+            begins, job.rules.max_queue = job.rules.max_queue is None, changes["max_queue"]
             self._tell(Home.make_room, begins)
-        if timeout is not UNSET or workers is not UNSET:
+        if "timeout" in changes or "workers" in changes:
             self._tell(Home.renew_policy)
         self._tell(Home.reconsider)
 

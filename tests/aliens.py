@@ -155,3 +155,24 @@ def names(items: list[Any]) -> list[Any]:
 
     cannot = {"lock": threading.Lock(), "odd": Odd("a", "b")}
     return [cannot.get(item, type(item).__name__) if item in ("lock", "odd") else type(item).__name__ for item in items]
+
+
+def load_first(path: str) -> None:
+    """Succeeds for the first process alone."""
+    with open(path, "x"):
+        pass
+
+
+def fork(times: int, seconds: float) -> int:
+    """Leave processes behind, which go on for a time; one returns from here."""
+    for number in range(times):
+        if not os.fork():
+            time.sleep(seconds)
+            if number:
+                os._exit(0)
+            return os.getpid()
+    return os.getpid()
+
+
+def die_with(_: Any) -> None:
+    os._exit(9)

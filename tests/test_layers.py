@@ -31,7 +31,6 @@ ROWS = (
         "_arrays",
         "_blocks",
         "_resident",
-        "_wire",
         "_histogram",
     ),
     ("_process_stats",),

@@ -55,10 +55,10 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Program]]:
     """Starts a program, in a session of its own."""
     programs: list[Program] = []
 
-    def run(main: str) -> Program:
+    def run(main: str, head: str = "") -> Program:
         script = tmp_path / "program.py"
         body = textwrap.indent(textwrap.dedent(main), "    ")
-        script.write_text(f'{HEAD}\nif __name__ == "__main__":\n{body}\n')
+        script.write_text(f'{head}{HEAD}\nif __name__ == "__main__":\n{body}\n')
         program = subprocess.Popen(
             [sys.executable, str(script)],
             stdin=subprocess.DEVNULL,
@@ -125,11 +125,13 @@ def test_the_end(run, end, seconds):
     assert all_end(pids)
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork", "spawn under gevent"])
 @pytest.mark.parametrize("seconds", [0, 60])
 def test_a_killed_parent(run, method, seconds):
     """Its children end, also one that computes, after a time of grace."""
-    program = run(BUSY.format(method=method, seconds=seconds) + "time.sleep(60)")
+    method, patched, _ = method.partition(" under gevent")
+    head = "from gevent import monkey; monkey.patch_all()\n" if patched else ""
+    program = run(BUSY.format(method=method, seconds=seconds) + "time.sleep(60)", head)
     pids = pids_from(program)
     assert program.stdout is not None
     assert program.stdout.readline() == "busy\n"
@@ -289,6 +291,98 @@ def test_a_handler_may_have_children_of_its_own(run):
         with executor:
             print(executor.call(aliens.pid), flush=True)
             assert executor.call(aliens.nested) == 5
+        """
+    )
+    pids = pids_from(program)
+    _, stderr = program.communicate(timeout=60)
+    assert (stderr, program.returncode) == ("", 0)
+    assert all_end(pids)
+
+
+def test_a_limit_holds_while_signals_come(run):
+    """As of profilers; and for what is sent, too."""
+    program = run(
+        """
+        executor = ProcessExecutor(1, call_timeout=0.5).start()
+        print(*(child.pid for child in executor.stats.children), flush=True)
+        signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+        for how in ("sleeps", "stopped"):
+            if how == "stopped": os.kill(executor.call(aliens.pid), signal.SIGSTOP)
+            try:
+                if how == "sleeps": executor.call(aliens.sleep, 60)
+                executor.call(aliens.sums, [numpy.ones(1100) for _ in range(20_000)])
+            except WorkerDied as error:
+                assert "hung" in str(error), error
+        """
+    )
+    pids = pids_from(program)
+    _, stderr = program.communicate(timeout=60)
+    assert (stderr, program.returncode) == ("", 0)
+    assert all_end(pids)
+
+
+def test_interrupted_calls_lose_no_child(run):
+    """As in a notebook, and by decorators that limit time: an exception may come anywhere."""
+    program = run(
+        """
+        executor = ProcessExecutor(1).start()
+        print(*(child.pid for child in executor.stats.children), flush=True)
+        class Interrupt(Exception): pass
+        def interrupt(*_): raise Interrupt
+        signal.signal(signal.SIGALRM, interrupt)
+        hits = 0
+        until = time.monotonic() + 6
+        while hits < 60 and time.monotonic() < until:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0002 + 0.0001 * (hits % 40))
+                for _ in range(30): executor.call(aliens.add, 1)
+            except Interrupt:
+                hits += 1
+            except WorkerDied:
+                pass
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        assert hits > 10, hits
+        assert executor.submit(aliens.add, 5).result(20) == 5
+        executor.shutdown()
+        """
+    )
+    pids = pids_from(program)
+    _, stderr = program.communicate(timeout=60)
+    assert (stderr, program.returncode) == ("", 0)
+    assert all_end(pids)
+
+
+def test_a_fork_beside_a_start_hides_no_death(run):
+    """A process that another thread forks meanwhile has no end of the child's."""
+    program = run(
+        """
+        executor = ProcessExecutor(1)
+        forks = []
+        stop = threading.Event()
+        def work():
+            while not stop.is_set() and len(forks) < 200:
+                fork = os.fork()
+                if not fork:
+                    time.sleep(30)
+                    os._exit(0)
+                forks.append(fork)
+                time.sleep(0.002)
+        thread = threading.Thread(target=work)
+        thread.start()
+        executor.start()
+        stop.set()
+        thread.join()
+        print(*(child.pid for child in executor.stats.children), flush=True)
+        began = time.monotonic()
+        try:
+            executor.call(aliens.die, "killed")
+        except WorkerDied:
+            pass
+        assert time.monotonic() - began < 20
+        for fork in forks: os.kill(fork, signal.SIGKILL)
+        for fork in forks: os.waitpid(fork, 0)
         """
     )
     pids = pids_from(program)

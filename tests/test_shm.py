@@ -68,13 +68,19 @@ def test_blocks_have_few_sizes_and_what_fits(pool):
         assert not view.readonly
 
 
-def test_spare_blocks_are_few(pool):
-    taken = [pool.take(1) for _ in range(3 * SPARE)]
-    assert len(pool.blocks) == 3 * SPARE
+def test_spare_blocks_are_bounded(pool):
+    """By their bytes; or to eight of the size that is in use."""
+    size = SPARE // 4
+    taken = [pool.take(size) for _ in range(12)]
+    assert pool.size == 3 * SPARE
     taken.clear()
     pool.take(1)
-    assert len(pool.blocks) == SPARE
-    assert pool.dropped == 2 * SPARE
+    assert pool.size <= 2 * SPARE + LEAST
+    large = [pool.take(SPARE) for _ in range(12)]
+    large.clear()
+    held = pool.take(1)
+    assert pool.size <= 8 * SPARE + LEAST
+    del held
 
 
 def test_sizes_that_are_not_asked_for_any_more_are_let_go(pool):
@@ -82,6 +88,35 @@ def test_sizes_that_are_not_asked_for_any_more_are_let_go(pool):
     for _ in range(2 * STALE):
         pool.take(1)
     assert big not in pool.blocks
+
+
+@pytest.mark.stress
+@pytest.mark.usefixtures("hurry")
+def test_where_bytes_lie_while_blocks_come_and_go(pool, seed):
+    """No look finds another block, or a place before one."""
+    wrong: list[Any] = []
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        dice = random.Random(seed)
+        while not done.is_set():
+            taken = [pool.take(dice.choice((1, 1 << 17, 1 << 20))) for _ in range(dice.randrange(8))]
+            taken.clear()
+            pool.trim()
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    elsewhere = numpy.zeros(100_000)
+    mine = [pool.take(1 << 18) for _ in range(4)]
+    for turn in range(4000):
+        block, view = mine[turn % 4]
+        if pool.locate(view[turn : turn + 100]) != (block, turn) or pool.locate(memoryview(elsewhere)) is not None:
+            wrong.append(turn)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
 
 
 def test_memory_has_no_name(pool):
@@ -167,6 +202,19 @@ def test_arrays_travel(pool, kind):
         assert got[0] is got[1], "one array became two"
 
 
+@pytest.mark.parametrize("count", [3, 5000])
+def test_memoryviews_keep_their_form(pool, count):
+    numbers = numpy.arange(2.0 * count).reshape(2, count)
+    for given in (
+        memoryview(numbers),
+        memoryview(numbers[0]),
+        memoryview(numpy.asfortranarray(numbers)),
+        memoryview(b""),
+    ):
+        got, _ = travelled([given], pool)
+        assert (got[0].format, got[0].shape, got[0].tolist()) == (given.format, given.shape, given.tolist())
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, str, lambda raw: pickle.PickleBuffer(raw)])
 def test_bytes_travel(pool, kind, size):
@@ -237,12 +285,20 @@ def test_what_cannot_be_pickled_says_so(pool):
 # -- stacks ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(3,), (100, 100), ()])
-def test_stacks(pool, shape):
-    given = [numpy.full(shape, n, dtype="f4") for n in range(20)]
+@pytest.mark.parametrize("dtype", ["f4", "M8[s]", "?"])
+@pytest.mark.parametrize(("shape", "count"), [((3,), 20), ((100, 100), 20), ((), 20), ((), 3000)])
+def test_stacks(pool, shape, count, dtype):
+    given = [numpy.full(shape, n, dtype="i8").astype(dtype) for n in range(count)]
     stacked, fresh = stack(given)
     numpy.testing.assert_array_equal(stacked, numpy.stack(given))
     assert (fresh is not None) is (stacked.nbytes >= SMALL)
+    again, fresh = stack(list(stacked))
+    numpy.testing.assert_array_equal(again, stacked)
+
+
+def test_arrays_with_masks_are_not_stacked(pool):
+    with pytest.raises(TypeError, match="mask"):
+        stack([numpy.ma.masked_array([1, 2], [True, False])])
 
 
 def test_rows_that_lie_one_after_another_are_not_copied(pool):

@@ -8,9 +8,9 @@ Guarantees:
 - Arrays that come in shared memory are read-only, unless the parent has it otherwise. The parent is told which blocks
   are still referred to when a call is over, by whatever the function keeps, and does not write to these.
 
-The messages. From the parent: `call` (a function and its arguments, which blocks it may not know any more, and a block
-for the answer), `room` (a block for it, as asked for), `map` (descriptors of blocks). To it: `room`, which asks for a
-block of so many bytes, and `done`. The first call is what the process is to do as it starts.
+The messages. From the parent: `call` (its number, a function and arguments, which blocks are no more, a block for the
+answer), `room` (a block for it, as asked for), `map` (descriptors of blocks). To it: `room`, which asks for a block of
+so many bytes, and `done`, with the number of the call. The first call is what the process is to do as it starts.
 """
 
 from __future__ import annotations
@@ -50,10 +50,13 @@ def main(end: Connection, writable: bool, prepare: Callable[[], object] | None) 
     global _prepare
     _prepare = prepare
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # where it was forked: neither the parent's, nor its loop's
+    signal.set_wakeup_fd(-1)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     # of the descriptor alone: `socket.socket` is gevent's, where a process that it has patched was forked
     wire = Wire(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, os.dup(end.fileno())))
     end.close()
+    os.register_at_fork(after_in_child=wire.close)  # functions may fork
     _native.start_thread("ubatch-parent", partial(_watch, wire.fileno()))
     try:
         _Served(wire, writable).run()
@@ -69,7 +72,9 @@ def prepared() -> None:
 
 def _watch(descriptor: int) -> None:
     """End the process if its parent is gone and it does not end by itself."""
-    _native.wait_for_hangup(descriptor)
+    poll = _native.poll()
+    poll.register(descriptor, 0)  # for nothing but that the other end is closed
+    poll.poll()
     gate = _native.allocate_lock()
     gate.acquire()
     gate.acquire(True, GRACE)
@@ -87,28 +92,39 @@ class _Served:
         self._wire = wire
         self._writable = writable
         self._mapped = Mapped()
+        self._copied = False  # whether what comes in is copied out of its block
         self._lent: Block | None = None
+        self._missing: dict[int, OSError] = {}  # blocks that could not be mapped, and why
 
     def run(self) -> None:
         """Answer calls. Raises ParentGone: there will be no more."""
         while True:
-            message, inline, descriptors = self._receive()
-            if message[0] == "map":
-                self._map(message[1], descriptors)
-            else:
-                _, head, places, dropped, lent = message
-                for number in dropped:
-                    block = self._mapped.blocks[number]
-                    self._mapped.remove(block)
-                    block.close()
-                self._lent = self._mapped.blocks[lent] if lent else None
-                self._answer(inline, head, places)
+            message, inline = self._receive()
+            _, call, head, places, dropped, lent, copied = message
+            for number in dropped:
+                block = self._mapped.blocks[number]
+                self._mapped.remove(block)
+                block.close()
+            self._lent = self._mapped.blocks.get(lent)
+            self._copied = copied
+            self._answer(call, inline, head, places)
 
-    def _receive(self) -> tuple[tuple[Any, ...], memoryview, list[int]]:
-        try:
-            return self._wire.receive()
-        except EOFError:
-            raise ParentGone from None
+    def _receive(self) -> tuple[tuple[Any, ...], memoryview]:
+        """The next message that is not about blocks."""
+        while True:
+            try:
+                message, inline, descriptors = self._wire.receive()
+            except EOFError:
+                raise ParentGone from None
+            if message[0] != "map":
+                return message, inline
+            for (number, size), descriptor in zip(message[1], descriptors, strict=True):
+                try:
+                    self._mapped.add(Block(number, descriptor, size))
+                except OSError as error:
+                    self._missing[number] = error
+                finally:
+                    os.close(descriptor)
 
     def _send(self, message: tuple[Any, ...], chunks: Sequence[Any] = ()) -> None:
         try:
@@ -116,17 +132,18 @@ class _Served:
         except EOFError:
             raise ParentGone from None
 
-    def _map(self, blocks: list[tuple[int, int]], descriptors: list[int]) -> None:
-        for (number, size), descriptor in zip(blocks, descriptors, strict=True):
-            self._mapped.add(Block(number, descriptor, size))
-            os.close(descriptor)
+    def _block(self, number: int) -> Block:
+        if number in self._missing:
+            raise self._missing[number].with_traceback(None)
+        return self._mapped.blocks[number]
 
-    def _answer(self, inline: memoryview, head: Any, places: Any) -> None:
+    def _answer(self, call: int, inline: memoryview, head: Any, places: Any) -> None:
         answer, seconds = self._called(inline, head, places)
         inline.release()
         held = [block.number for block in self._mapped.blocks.values() if block.referred]
-        done = ("done", answer.head, answer.places, held, seconds, answer.size, answer.copied, answer.passed)
-        self._send(done, answer.chunks)
+        counts = answer.size, answer.copied, answer.passed
+        missing, self._missing = list(self._missing), {}
+        self._send(("done", call, answer.head, answer.places, held, missing, seconds, *counts), answer.chunks)
 
     def _called(self, inline: memoryview, head: Any, places: Any) -> tuple[Parcel, float]:
         """Make the call, and pack what came of it; the answer's views are left to the parent."""
@@ -158,10 +175,13 @@ class _Served:
         return answer, seconds
 
     def _packed(self, thing: object) -> Parcel:
-        return pack(thing, self._mapped, self._take)
+        # what may be written to in the next call is not lent to the parent
+        return pack(thing, self._mapped, self._take, shared=not self._writable)
 
     def _view(self, number: int, offset: int, size: int) -> memoryview:
-        view = self._mapped.blocks[number].view()[offset : offset + size]
+        view = self._block(number).view()[offset : offset + size]
+        if self._copied:
+            view = memoryview(bytearray(view))
         return view if self._writable else view.toreadonly()
 
     def _take(self, size: int) -> tuple[Block, memoryview]:
@@ -169,9 +189,6 @@ class _Served:
         block, self._lent = self._lent, None
         if block is None or block.size < size:
             self._send(("room", size))
-            message, _, descriptors = self._receive()
-            while message[0] == "map":
-                self._map(message[1], descriptors)
-                message, _, descriptors = self._receive()
-            block = self._mapped.blocks[message[1]]
+            message, _ = self._receive()
+            block = self._block(message[1])
         return block, block.view()

@@ -1,10 +1,13 @@
 """One child process, as its parent sees it: from its start to its end.
 
-Guarantees: a `Child` that does not answer a call, in time or at all, has ended when that is told. Whatever interrupts a
-call, its process is ended too, as it is in the middle of something.
+Guarantees: a `Child` that does not answer a call, in time or at all, has ended when that is told; so has one that was
+interrupted in the middle of a call. Of a child that has ended no descriptor and no block is kept.
 
-Assumptions: one thread at a time owns a child. Other code may reap our children (a `SIGCHLD` handler that waits for
-any): then it is not known how they ended.
+How it is known that a process is there: by a descriptor of the process itself, where the system has such, which is
+waited for together with the wire. So neither descriptors that others have inherited, nor whoever else waits for our
+children, nor gevent's patches can mislead. Then it is but not known how it ended.
+
+Assumptions: one thread at a time owns a child. No process is forked off this one while one is started, by `_starting`.
 """
 
 from __future__ import annotations
@@ -43,13 +46,14 @@ REAP = 1.0
 """Seconds that a child is given to end when its wire is closed; then it is killed."""
 
 MOST_VIEWS = 128
-"""Blocks in use from which on results are copied out of them, as each takes two descriptors."""
+"""Blocks in use from which on arrays are copied out of them, here and in children, as each takes descriptors."""
 
 leaving: deque[Child] = deque()
 """Children that were dismissed, and have not been waited for."""
 
 _wires: weakref.WeakSet[Wire] = weakref.WeakSet()
 _serial = itertools.count(1)
+_starting = _native.reentrant_lock()  # guards the time in which this process has descriptors that are a child's
 
 
 class Ended(Exception):
@@ -84,31 +88,45 @@ class Setup:
         self._inherited = prepare if method == "fork" else None  # it need not be pickled then
         self.first = logged(_child.prepared if method == "fork" else prepare)
 
-    def start(self, name: str, theirs: _socket.socket) -> BaseProcess:
-        """A new process, with its end of the wire. Raises Exception: it cannot be started."""
+    def start(self, name: str) -> tuple[BaseProcess, Wire]:
+        """A new process, and the wire to it. Raises Exception: it cannot be started."""
         import multiprocessing.process
+        from multiprocessing import resource_tracker
         from multiprocessing.connection import Connection
 
         context: Any = multiprocessing.get_context(self.method)
+        # what serves others as well is not to inherit what is blocked below; nor is it to unblock it
+        if self.method != "fork":
+            resource_tracker.ensure_running()
         if self.method == "forkserver":
             from multiprocessing import forkserver
 
-            forkserver.ensure_running()  # now, as it is others' as well, who may be interrupted
-        end = Connection(os.dup(theirs.fileno()))
-        # not daemonic: it may have children of its own
-        process: BaseProcess = context.Process(
-            target=_child.main, args=(end, self.writable, self._inherited), name=f"{name}-{next(_serial)}", daemon=False
-        )
-        # an interrupt from the terminal is not for it, even before it can say so: it inherits what is blocked here
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            end.close()
-            # ours to wait for: `multiprocessing` would do so at exit, also in a process that is forked off this one
-            getattr(multiprocessing.process, "_children", set()).discard(process)
-        return process
+            forkserver.ensure_running()
+        with _starting:
+            ours, theirs = _socket.socketpair()
+            wire = Wire(ours)
+            _wires.add(wire)
+            end = Connection(theirs.detach())
+            # not daemonic: it may have children of its own
+            process: BaseProcess = context.Process(
+                target=_child.main,
+                args=(end, self.writable, self._inherited),
+                name=f"{name}-{next(_serial)}",
+                daemon=False,
+            )
+            # an interrupt from the terminal is not for it, even before it can say so: it inherits what is blocked here
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                process.start()
+            except BaseException:
+                wire.close()
+                raise
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                end.close()
+                # ours to wait for: `multiprocessing` would do so at exit, also in a process that is forked off this one
+                getattr(multiprocessing.process, "_children", set()).discard(process)
+        return process, wire
 
 
 class Child:
@@ -121,7 +139,7 @@ class Child:
     Attributes:
         pid: the number of its process.
         calls: how many it was given.
-        is_ready: whether it has started.
+        ended: whether it is known to be gone.
 
     Raises:
         Exception: it cannot be started, or what it is to do then cannot be sent.
@@ -129,7 +147,9 @@ class Child:
 
     def __init__(self, name: str, setup: Setup) -> None:
         self.calls = 0
-        self.is_ready = False
+        self.ended = False
+        self._call = 0  # the number of the last
+        self._token = object()  # stands for it where blocks say who refers to them
         self._holding: dict[int, Block] = {}  # what it refers to
         self._known: set[int] = set()  # numbers of the blocks that it has mapped
         self._dropped = pool.dropped
@@ -138,44 +158,41 @@ class Child:
             first = pack((setup.first, (), {}), pool, pool.take)
         except Unpackable as error:
             raise error.__cause__ or error from None
-        ours, theirs = _socket.socketpair()
-        self._wire = Wire(ours)
-        _wires.add(self._wire)  # before another thread forks
-        try:
-            self._process: BaseProcess | None = setup.start(name, theirs)  # until it has ended
-            self.pid = self._process.pid or 0
-        except BaseException:
-            self._wire.close()
-            raise
-        finally:
-            theirs.close()
-        self._call(first, None)
+        process, self._wire = setup.start(name)
+        self._process: BaseProcess | None = process  # until it has ended
+        self.pid = process.pid or 0
+        self._descriptor = -1  # of the process
+        with self._or_end():
+            if hasattr(os, "pidfd_open"):
+                try:
+                    self._descriptor = os.pidfd_open(self.pid)
+                except OSError:  # an old kernel, or it is gone and somebody has waited for it
+                    pass
+            self._wire.watch(self._descriptor)
+        self._send(first, None, None)
 
     def alive(self) -> bool:
         """Whether the process is there. May be called by any thread."""
-        process = self._process
-        if process is None or process.exitcode is not None:
+        descriptor, process = self._descriptor, self._process
+        if process is None or self.ended:
             return False
-        try:
-            os.kill(self.pid, 0)
-        except OSError:  # somebody else has waited for it
-            return False
-        return True
+        if descriptor < 0:
+            return process.exitcode is None
+        poll = _native.poll()
+        poll.register(descriptor)
+        return not poll.poll(0)
 
-    def ready(self, timeout: float) -> None:
-        """Wait until it can be called.
+    def ready(self, until: float) -> None:
+        """Wait until it can be called, to a moment on the monotonic clock. Called once.
 
         Raises:
             Ended: it is gone; or it was killed, as it takes longer.
             Exception: what it was to do as it starts failed.
         """
-        if self.is_ready:
-            return
         try:
-            told(outcome(self._answer(timeout, f"it was not ready within {timeout:g} s")))
+            told(outcome(self._answer(until, "it was not ready in time")))
         except Failed as failed:
             raise raised(failed) from failed.__cause__
-        self.is_ready = True
 
     def call(self, parcel: Parcel, timeout: float | None, room: int) -> Answer:
         """Make a call, and wait for its answer.
@@ -189,14 +206,16 @@ class Child:
             Ended: it is gone; or it was killed, as the time was up.
             OSError: there is no memory, or too many descriptors.
         """
+        lent = pool.take(room) if room else None
         self.calls += 1
         began = monotonic()
-        self._call(parcel, pool.take(room) if room else None)
-        answer = self._answer(timeout, f"it hung: there was no answer within {timeout or 0:g} s")
+        until = None if timeout is None else began + timeout
+        self._send(parcel, lent, until)
+        answer = self._answer(until, f"it hung: there was no answer within {timeout or 0:g} s")
         answer.took = monotonic() - began
         return answer
 
-    def _call(self, parcel: Parcel, lent: Room | None) -> None:
+    def _send(self, parcel: Parcel, lent: Room | None, until: float | None) -> None:
         blocks = [block for block, _ in parcel.views.values()]
         if lent is not None:
             blocks.append(lent[0])
@@ -205,34 +224,39 @@ class Child:
             self._dropped = pool.dropped
             dropped = [number for number in self._known if number not in pool.blocks]
             self._known.difference_update(dropped)
-        with self._or_end():
-            self._lend(blocks)
+        self._call += 1
+        with self._or_end("it did not take what it was sent in time"):
+            self._lend(blocks, until)
             number = 0 if lent is None else lent[0].number
-            self._wire.send(("call", parcel.head, parcel.places, dropped, number), parcel.chunks)
+            copied = pool.used > MOST_VIEWS
+            message = ("call", self._call, parcel.head, parcel.places, dropped, number, copied)
+            self._wire.send(message, parcel.chunks, until=until)
 
-    def _lend(self, blocks: list[Block]) -> None:
+    def _lend(self, blocks: list[Block], until: float | None) -> None:
         """See to it that the child has mapped these; it refers to them from now on."""
         for block in blocks:
-            block.held.add(self)
+            block.held.add(self._token)
             self._holding[block.number] = block
         strange = [block for block in blocks if block.number not in self._known]
         for first in range(0, len(strange), MOST_DESCRIPTORS):
             some = strange[first : first + MOST_DESCRIPTORS]
             sizes = [(block.number, block.size) for block in some]
-            self._wire.send(("map", sizes), descriptors=[block.descriptor for block in some])
+            self._wire.send(("map", sizes), descriptors=[block.descriptor for block in some], until=until)
             self._known.update(block.number for block in some)
 
-    def _answer(self, timeout: float | None, late: str) -> Answer:
+    def _answer(self, until: float | None, late: str) -> Answer:
         with self._or_end(late):
-            self._wire.limit(timeout)
-            message, inline, _ = self._wire.receive()
+            message, inline, _ = self._wire.receive(until)
             rooms: list[Room] = []  # not to be given to others before the answer has been looked at
             while message[0] == "room":
                 rooms.append(pool.take(message[1]))
-                self._lend([rooms[-1][0]])
-                self._wire.send(("room", rooms[-1][0].number))
-                message, inline, _ = self._wire.receive()
+                self._lend([rooms[-1][0]], until)
+                self._wire.send(("room", rooms[-1][0].number), until=until)
+                message, inline, _ = self._wire.receive(until)
+            if message[1] != self._call:
+                raise EOFError("it answers what it was not asked")
             answer = Answer(message, inline)
+            self._known.difference_update(answer.missing)
             self._keep(answer.held)
             return answer
 
@@ -256,7 +280,7 @@ class Child:
         """It refers to these alone."""
         for number in self._holding.keys() - set(numbers):
             block = self._holding.pop(number)
-            block.held.discard(self)
+            block.held.discard(self._token)
             pool.loosen(block)
 
     def dismiss(self) -> None:
@@ -273,11 +297,22 @@ class Child:
     def end(self, patience: float = REAP) -> str:
         """See to it that it has ended, within so many seconds or by force; say how it did."""
         self._wire.close()
-        code = self._exitcode(patience)
-        if code is None and self.alive():
+        process = self._process
+        if process is None:
+            return "its process is gone"
+        if not self._await_end(monotonic() + patience):
             self.kill()
-            code = self._exitcode(REAP)
+            self._await_end(monotonic() + REAP)
+        code = process.exitcode
+        if code is None:  # who forked it has to tell
+            process.join(0.1)
+            code = process.exitcode
+        self.ended = True
         self._process = None  # and its descriptors with it, whoever still refers to this
+        descriptor, self._descriptor = self._descriptor, -1
+        self._wire.watch(-1)
+        if descriptor >= 0:
+            os.close(descriptor)
         self._keep(())
         if code is None:
             return "its process is gone"
@@ -285,16 +320,16 @@ class Child:
             return f"its process was killed by {_signal_name(-code)}"
         return f"its process exited with code {code}"
 
-    def _exitcode(self, patience: float) -> int | None:
-        process = self._process
-        if process is None:
-            return None
-        until = monotonic() + patience
+    def _await_end(self, until: float) -> bool:
+        if self._descriptor >= 0:
+            poll = _native.poll()
+            poll.register(self._descriptor)
+            return bool(poll.poll(max(0.0, 1e3 * (until - monotonic()))))
         gate = _native.allocate_lock()
         gate.acquire()
-        while (code := process.exitcode) is None and self.alive() and monotonic() < until:
+        while self.alive() and monotonic() < until:
             gate.acquire(True, 0.002)
-        return code
+        return not self.alive()
 
 
 def _signal_name(number: int) -> str:
@@ -307,13 +342,26 @@ def _signal_name(number: int) -> str:
 class Answer:
     """What a child answered. Its memory is not used again before `result` has been asked for."""
 
-    __slots__ = ("_head", "_inline", "_places", "_views", "copied", "held", "passed", "seconds", "size", "took")
+    __slots__ = (
+        "_head",
+        "_inline",
+        "_places",
+        "_views",
+        "copied",
+        "held",
+        "missing",
+        "passed",
+        "seconds",
+        "size",
+        "took",
+    )
 
     took: float
     """Seconds from the call to its coming; `seconds` are those of the function alone."""
 
     def __init__(self, message: tuple[Any, ...], inline: memoryview) -> None:
-        _, self._head, self._places, self.held, self.seconds, self.size, self.copied, self.passed = message
+        self._head, self._places, self.held, self.missing, self.seconds = message[2:7]
+        self.size, self.copied, self.passed = message[7:]
         self._inline = inline
         self._views = [pool.view(*place) for place in self._all_places()]
 
@@ -356,29 +404,48 @@ def outcome(answer: Answer) -> Any:
         del error, what  # the traceback refers to this frame: no cycle through it
 
 
-def reap(patience: float = 0.0) -> None:
+def reap(patience: float = 0.0, children: Iterable[Child] | None = None) -> None:
     """Wait for children that were dismissed, for so many seconds all together; kill those that are left then.
 
     Args:
         patience: 0 waits for none, and kills none.
+        children: which; all by default.
     """
     until = monotonic() + patience
+    chosen = None if children is None else set(children)
     for _ in range(len(leaving)):
         try:
             child = leaving.popleft()
         except IndexError:
             return
-        if patience or not child.alive():
+        if not child.alive() or (patience and (chosen is None or child in chosen)):
             child.end(max(0.0, until - monotonic()))
         else:
             leaving.append(child)
 
 
-def forget_parents() -> None:
-    """In a process that was forked off: wires are its parent's, and so is the server that children are forked off."""
+# -- forks: no lock is taken in the child -----------------------------------------------------------------
+
+
+def _before_fork() -> None:
+    _starting.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    _starting.release()
+
+
+def _after_fork_in_child() -> None:
+    """Wires are the parent's, and so is the server that children are forked off."""
+    global _starting
+    _starting = _native.reentrant_lock()
+    leaving.clear()
     for wire in list(_wires):
-        wire.close()
+        wire.abandon()
     server: Any = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
     if server is not None and server._forkserver_alive_fd is not None:  # as of Python 3.10 to 3.13; a test holds that
         os.close(server._forkserver_alive_fd)
         server.__init__()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

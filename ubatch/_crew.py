@@ -1,19 +1,22 @@
 """Child processes that run functions: the parent's side. Starting them, calling them, replacing them.
 
-Purpose: a `Crew` has a number of posts, and each of these a `Child` (see `_children`) at a time. `call` runs a function
-in one that is free, and waits for what comes of it in this very thread.
+Purpose: a `Crew` has places for a number of children (`_children`). `call` runs a function in one that is free, and
+waits for what comes of it in this very thread.
 
 Guarantees:
 - A call returns what the function returned, raises what it raised, or raises `WorkerDied`, which says how the process
   ended. It is made once more for each retry that is allowed.
-- A child that dies is replaced: its successor is started at once, and waited for by the next call that needs it. If it
-  cannot start, then the next attempt is put off, for longer each time; until then calls fail at once, with the reason.
+- A child that dies is replaced at once; calls go to the others meanwhile, or wait. If one cannot start, the next
+  attempt is put off, for longer each time. Calls fail for that only while there is no child at all, and then at once.
 - No child outlives its crew, or this process, by more than `_child.GRACE` seconds; nor does a call its time limit.
 - A process that is forked off this one has a crew of its own; the parent's is unaffected.
 
-How. Whoever has taken a post off `_idle` owns it and its child, and gives it back.
+How. A child that is ready is in `_idle`, or owned by the thread that has taken it and gives it back. One that is to be
+ready is started by a thread of its own, one for each: so they start side by side, and no caller waits for one while
+another is free.
 
-Assumptions: `_lock` is held for a few steps only, and never while a process is started or waited for.
+Assumptions: `_lock` is held for a few steps only, and never while a process is started or waited for. It is reentrant,
+as a signal handler or a `__del__` may come upon it.
 """
 
 from __future__ import annotations
@@ -22,9 +25,10 @@ import atexit
 import os
 import weakref
 from collections import deque
+from functools import partial
 
 from . import _native
-from ._children import Child, Ended, Setup, forget_parents, leaving, outcome, reap
+from ._children import Child, Ended, Setup, outcome, reap
 from ._native import monotonic
 from ._parcels import pack
 from ._process_stats import ProcessStats
@@ -37,7 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ._children import Answer
     from ._parcels import Parcel
     from ._shm import Block
 
@@ -53,25 +56,21 @@ EXIT_WAIT = 2.0
 _crews: weakref.WeakSet[Crew] = weakref.WeakSet()
 
 
-class Post:
-    """A place for a child. Owned by who has taken it off its crew's `_idle`."""
-
-    __slots__ = ("child",)
-
-    def __init__(self) -> None:
-        self.child: Child | None = None
-
-
 class _Waiter:
-    """Who waits for a post."""
+    """Who waits: for a child; or, as `close` and `start` do, for all that are at something."""
 
-    __slots__ = ("gate", "left", "post")
+    __slots__ = ("child", "error", "gate", "left")
 
     def __init__(self) -> None:
         self.gate = _native.allocate_lock()
         self.gate.acquire()
         self.left = False
-        self.post: Post | None = None
+        self.child: Child | None = None
+        self.error: BaseException | None = None
+
+    def wake(self) -> None:
+        """Let it go on; once."""
+        self.gate.release()
 
 
 class Crew:
@@ -91,32 +90,34 @@ class Crew:
         self._setup = setup
         self._timeout = timeout
         self._retries = retries
+        self._closed = False
         self._fresh()
         _crews.add(self)
 
     def _fresh(self) -> None:
-        self._lock = _native.reentrant_lock()  # guards _idle, _waiting and _closed
-        self._posts = [Post() for _ in range(self._size)]
-        self._idle = [*self._posts]  # the last is taken first
-        self._waiting: deque[_Waiter] = deque()
-        self._closed = False
+        self._lock = _native.reentrant_lock()  # guards all that follows
+        self._places: list[Child | None] = [None] * self._size  # all that there are, ready or not, for looking at
+        self._idle: list[Child] = []  # that are ready; the last is taken first
+        self._busy = 0  # children that are owned by callers
+        self._filling: set[int] = set()  # places for which a child is being started
+        self._waiting: deque[_Waiter] = deque()  # for a child
+        self._leavers: list[_Waiter] = []  # who wait until nothing is filling, or also nothing busy
         self._failures = 0  # starts that failed, one after another
         self._pause = 0.0  # until when none is tried
-        self._reason = ""  # why
+        self._reason: BaseException | None = None  # why the last failed
         self._room = 0  # bytes that answers take, of late
         self._tally = Tally()
 
     def __del__(self) -> None:
-        for post in self.__dict__.get("_posts", ()):
-            _vacate(post)
+        for child in self.__dict__.get("_idle", ()):
+            child.dismiss()
 
     def stats(self) -> ProcessStats:
         """A snapshot; see there."""
-        children = [post.child for post in self._posts]
-        told = [child_stats(one.pid, one.alive(), one.calls) if one else child_stats() for one in children]
+        told = [child_stats(one.pid, one.alive(), one.calls) if one else child_stats() for one in [*self._places]]
         return self._tally.snapshot(tuple(told), pool.size)
 
-    # -- starting and ending ------------------------------------------------------------------------------
+    # -- starting -----------------------------------------------------------------------------------------
 
     def start(self, timeout: float | None) -> None:
         """Start all children that are not there, side by side, and wait until they are ready.
@@ -125,67 +126,177 @@ class Crew:
             timeout: seconds; `None` for that of the setup.
 
         Raises:
-            RuntimeError: it is closed.
+            RuntimeError: it is closed, or was meanwhile.
             WorkerDied: one of them died.
             TimeoutError: one was not ready in time.
             Exception: what one of them raised as it started; or it cannot be started.
         """
         timeout = self._setup.timeout if timeout is None else timeout
-        until = monotonic() + timeout
+        waiter = _Waiter()
         with self._lock:
             self._check_open()
-            mine, self._idle = self._idle, []
+            self._failures, self._pause, self._reason = 0, 0.0, None
+            if not self._missing() and not self._filling:
+                return
+            self._leavers.append(waiter)
+        for place in self._missing():
+            self._fill(place, timeout)
         try:
-            for post in mine:
-                post.child = post.child or Child(self.name, self._setup)
-            for post in mine:
-                assert post.child is not None
-                post.child.ready(max(0.001, until - monotonic()))
-            self._failures, self._pause = 0, 0.0
-        except BaseException as error:
-            failed = [post.child for post in mine if post.child is not None]
-            for post in mine:
-                post.child = None
-            for child in failed:
-                child.kill()
-            for child in failed:
-                child.end()
-            if isinstance(error, Ended) and monotonic() >= until:
-                raise TimeoutError(f"{self.name}: children were not ready within {timeout:g} s") from None
-            if isinstance(error, Ended):
-                raise WorkerDied(self.name, f"{error} before it was ready") from None
+            in_time = waiter.gate.acquire(True, min(timeout, _native.MAX_WAIT))
+            error = waiter.error
+            if not in_time or isinstance(error, _Late):
+                raise TimeoutError(f"{self.name}: child processes were not ready within {timeout:g} s")
+            if error is not None:
+                raise error
+            self._check_open()
+        except BaseException:
+            self._end_all()
             raise
         finally:
-            for post in mine:
-                self._give_back(post)
+            waiter.left = True
+            waiter.error = error = None
 
-    def close(self) -> None:
-        """Take no more calls. Children end once they have done what they are at."""
+    def _missing(self) -> list[int]:
+        with self._lock:
+            return [place for place, child in enumerate(self._places) if child is None and place not in self._filling]
+
+    def _fill(self, place: int, timeout: float) -> None:
+        """Have a child started for a place that has none."""
+        with self._lock:
+            if self._closed or place in self._filling or self._places[place] is not None:
+                return
+            self._filling.add(place)
+        try:
+            _native.start_thread(f"{self.name}-start", partial(self._start_one, [place], timeout))
+        except BaseException as error:  # no thread can be started
+            self._filled(place, None, error)
+            if not isinstance(error, Exception):
+                raise
+
+    def _start_one(self, places: list[int], timeout: float) -> None:
+        """A thread: start a child, and wait until it is ready."""
+        try:
+            place = places.pop()
+        except IndexError:  # started twice
+            return
+        until = monotonic() + timeout
+        child = None
+        try:
+            child = self._places[place] = Child(self.name, self._setup)
+            child.ready(until)
+        except BaseException as error:
+            if child is not None:
+                child.kill()
+                child.end()
+            if isinstance(error, Ended):
+                kind = _Late if monotonic() >= until else WorkerDied
+                error = kind(self.name, f"{error}, before it was ready" if kind is WorkerDied else str(error))
+            self._filled(place, None, error)
+        else:
+            self._filled(place, child, None)
+
+    def _filled(self, place: int, child: Child | None, error: BaseException | None) -> None:
+        failed: list[_Waiter] = []
+        with self._lock:
+            self._filling.discard(place)
+            self._places[place] = child
+            if error is not None:
+                self._put_off(error)
+                for waiter in self._leavers:
+                    waiter.error = waiter.error or error
+                if not self._has_any():
+                    failed, self._waiting = [*self._waiting], deque()
+            if child is not None:
+                self._failures = 0
+                self._busy += 1  # it is this thread's for a moment
+        for waiter in failed:
+            waiter.error = error
+            waiter.wake()
+        if child is not None:
+            self._give_back(child)
+        else:
+            self._tell_leavers()
+
+    def _put_off(self, error: BaseException) -> None:
+        """A child could not start: let some time pass until the next is tried."""
+        self._failures += 1
+        self._pause = monotonic() + min(FIRST_PAUSE * 2.0 ** min(self._failures - 1, 30), LONGEST_PAUSE)
+        self._reason = error
+
+    def _has_any(self) -> bool:
+        """Whether there is a child, or soon will be."""
+        return bool(self._idle or self._busy or self._filling)
+
+    # -- ending -------------------------------------------------------------------------------------------
+
+    def close(self, wait: bool = False) -> None:
+        """Take no more calls. Children end once they have done what they are at.
+
+        Args:
+            wait: whether to wait until they have.
+        """
+        waiter = _Waiter()
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
             waiting, self._waiting = self._waiting, deque()
-        for waiter in waiting:
-            waiter.gate.release()
-        for post in idle:
-            _vacate(post)
+            self._leavers.append(waiter)
+        for other in waiting:
+            other.wake()
+        for child in idle:
+            self._dismiss(child)
+        self._tell_leavers()
+        if wait:
+            waiter.gate.acquire()
+        else:
+            waiter.left = True
         settle()
 
     def kill(self) -> None:
         """Take no more calls, and end all children that are at one now: it fails."""
         self.close()
-        for post in self._posts:
-            child = post.child
-            if child is not None:  # whoever called it will see to the rest
+        for child in [*self._places]:
+            if child is not None:  # whoever called it, or starts it, will see to the rest
                 child.kill()
 
-    def reopen(self) -> None:
-        """Take calls again, after `close`; does nothing before."""
+    def _end_all(self) -> None:
+        """Have no children any more, but for those that are at a call; be open all the same."""
         with self._lock:
-            if self._closed:
-                tally = self._tally
-                self._fresh()
-                self._tally = tally
+            idle, self._idle = self._idle, []
+            starting = [child for place in self._filling if (child := self._places[place]) is not None]
+        for child in starting:
+            child.kill()
+        for child in idle:
+            child.kill()
+            self._dismiss(child)
+        waiter = _Waiter()
+        with self._lock:
+            filling = bool(self._filling)
+            if filling:
+                self._leavers.append(waiter)
+        if filling:
+            waiter.gate.acquire(True, 1.0)  # for those that are only now being started
+            waiter.left = True
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for child in idle:
+            child.kill()
+            self._dismiss(child)
+        reap(1.0)
+
+    def _dismiss(self, child: Child) -> None:
+        with self._lock:
+            if child in self._places:
+                self._places[self._places.index(child)] = None
+        child.dismiss()
+
+    def _tell_leavers(self) -> None:
+        with self._lock:
+            if self._filling or (self._closed and self._busy):
+                return
+            leavers, self._leavers = self._leavers, []
+        for waiter in leavers:
+            waiter.wake()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -211,134 +322,135 @@ class Crew:
         Raises:
             WorkerDied: the child died, or there is none.
             RuntimeError: the crew is closed.
-            Exception: what the function raised; or something cannot be pickled.
+            Unpackable: something cannot be pickled.
+            Exception: what the function raised.
         """
+        parcel: Parcel | None = None
+        answer = None
         try:
-            began = monotonic()
-            shared = not self._setup.writable  # else the child could write to what others refer to
-            parcel = pack((function, args, kwargs), pool, pool.take, shared, fresh)
-            seconds = monotonic() - began
-            post = self._take()
-            try:
-                answer = None
-                for _ in range(self._retries):
-                    try:
-                        answer = self._answer(post, parcel)
-                        break
-                    except WorkerDied:
-                        if not shared:  # the child may have written to what it got
-                            parcel = pack((function, args, kwargs), pool, pool.take, shared)
-                answer = answer or self._answer(post, parcel)
-                self._room = answer.room if answer.room > self._room else self._room - self._room // 4
-            finally:
-                self._give_back(post)
+            for left in range(self._retries, -1, -1):
+                mine: list[Child] = []
+                try:
+                    self._take(mine)
+                    began = monotonic()
+                    if parcel is None or self._setup.writable:  # the one before may have written to what it got
+                        shared = not self._setup.writable  # else a child could write to what others refer to
+                        parcel = pack((function, args, kwargs), pool, pool.take, shared, fresh)
+                        fresh = None
+                    seconds = monotonic() - began
+                    answer = mine[0].call(parcel, self._timeout, self._room)
+                    break
+                except Ended as error:
+                    self._tally.died += 1
+                    if not left or self._closed:
+                        raise WorkerDied(self.name, str(error)) from None
+                finally:
+                    if mine:
+                        self._give_back(mine.pop())
+            assert answer is not None and parcel is not None, "neither answered nor failed"
+            self._room = answer.room if answer.room > self._room else self._room - self._room // 4
             sent = parcel.size, parcel.copied + copied, parcel.passed
-            del parcel
+            parcel.clear()
             began = monotonic()
             try:
                 return outcome(answer)
             finally:
                 self._tally.note(seconds + answer.took + monotonic() - began, answer, *sent)
         finally:
-            del self, function, args, kwargs, fresh  # a traceback refers to this frame: to nobody's items
+            if parcel is not None:
+                parcel.clear()  # others refer to it: a traceback refers to frames
+            del self, function, args, kwargs, fresh, parcel
 
-    def _answer(self, post: Post, parcel: Parcel) -> Answer:
-        """Have the child at a post make a call. Raises WorkerDied: it died, or there is none."""
-        child = self._staffed(post)
-        try:
-            return child.call(parcel, self._timeout, self._room)
-        except BaseException as error:
-            self._replace(post)
-            if not isinstance(error, Ended):
-                raise
-            self._tally.died += 1
-            raise WorkerDied(self.name, str(error)) from None
+    def _take(self, mine: list[Child]) -> None:
+        """Take a child, into a list: so that it is not lost, whatever comes between.
 
-    def _take(self) -> Post:
+        Raises:
+            WorkerDied: there is none, and none is about to be.
+            RuntimeError: the crew is closed.
+        """
+        while True:
+            with self._lock:
+                self._check_open()
+                if not self._idle:
+                    break
+                child = self._idle.pop()
+                self._busy += 1
+                mine.append(child)
+            if child.alive():
+                return
+            self._tally.died += 1  # while it had nothing to do
+            self._give_back(mine.pop())
+        waiter = _Waiter()
+        missing = self._missing()
+        if missing and monotonic() >= self._pause:
+            self._fill(missing[0], self._setup.timeout)
         with self._lock:
-            self._check_open()
             if self._idle:
-                return self._idle.pop()
-            waiter = _Waiter()
+                mine.append(self._idle.pop())
+                self._busy += 1
+                return
+            if not self._has_any():
+                raise self._none()
             self._waiting.append(waiter)
         try:
             waiter.gate.acquire()
-        except BaseException:  # interrupted by a signal handler
+        finally:
             with self._lock:
                 waiter.left = True
-            if waiter.post is not None:
-                self._give_back(waiter.post)
-            raise
-        if waiter.post is None:
+                if waiter.child is not None:
+                    mine.append(waiter.child)
+        if not mine:
             self._check_open()
-            raise AssertionError("called without a post")
-        return waiter.post
+            raise self._none()
 
-    def _give_back(self, post: Post) -> None:
+    def _none(self) -> WorkerDied:
+        """Why there is no child."""
+        reason = self._reason
+        how = reason.reason if isinstance(reason, WorkerDied) else f"{type(reason).__name__}: {reason}"
+        due = max(0.0, self._pause - monotonic())
+        error = WorkerDied(self.name, f"a child process could not start: {how}; the next attempt is due in {due:.1f} s")
+        error.__cause__ = reason
+        return error
+
+    def _give_back(self, child: Child) -> None:
+        """It is not the caller's any more."""
+        if not child.ended and not child.alive():
+            child.end()
         with self._lock:
-            open_here = not self._closed and post in self._posts  # not where it was closed and opened again
-            while open_here and self._waiting:
-                waiter = self._waiting.popleft()
-                if not waiter.left:
-                    waiter.post = post
-                    waiter.gate.release()
-                    return
-            if open_here:
-                # one whose child is ready is taken before one whose child is not
-                ready = post.child is not None and post.child.is_ready
-                self._idle.insert(len(self._idle) if ready else 0, post)
+            self._busy -= 1
+            if not child.ended and not self._closed:
+                while self._waiting:
+                    waiter = self._waiting.popleft()
+                    if not waiter.left:
+                        self._busy += 1
+                        waiter.child = child
+                        waiter.wake()
+                        break
+                else:
+                    self._idle.append(child)
+                self._tell_leavers()
                 return
-        _vacate(post)
+            place = self._places.index(child)
+            self._places[place] = None
+        if not child.ended:
+            child.dismiss()
+        elif monotonic() >= self._pause:
+            self._fill(place, self._setup.timeout)
+        self._fail_waiters()
+        self._tell_leavers()
 
-    def _staffed(self, post: Post) -> Child:
-        """The child at a post, ready to be called. Raises WorkerDied: there is none."""
-        child = post.child
-        if child is not None and child.is_ready:
-            if child.alive():
-                return child
-            child.end()  # it died while it had nothing to do
-            self._tally.died += 1
-            child = post.child = None
-        if child is None and monotonic() < self._pause:
-            raise WorkerDied(self.name, f"{self._reason}; the next attempt is due in {self._pause - monotonic():.1f} s")
-        try:
-            if child is None:
-                child = post.child = Child(self.name, self._setup)
-            child.ready(self._setup.timeout)
-        except BaseException as error:
-            post.child = None
-            if child is not None:
-                child.kill()
-                child.end()
-            if not isinstance(error, Exception):
-                raise
-            raise self._put_off(error) from (None if isinstance(error, Ended) else error)
-        self._failures = 0
-        return child
-
-    def _put_off(self, error: Exception) -> WorkerDied:
-        """A child could not start: let some time pass until the next is tried."""
-        self._failures += 1
-        self._pause = monotonic() + min(FIRST_PAUSE * 2.0 ** min(self._failures - 1, 30), LONGEST_PAUSE)
-        how = str(error) if isinstance(error, Ended) else f"{type(error).__name__}: {error}"
-        self._reason = f"a child process could not start: {how}"
-        return WorkerDied(self.name, self._reason)
-
-    def _replace(self, post: Post) -> None:
-        """The child at a post has ended: start another one, which somebody else will wait for."""
-        post.child = None
-        if self._closed or monotonic() < self._pause:
-            return
-        try:
-            post.child = Child(self.name, self._setup)
-        except Exception as error:
-            self._put_off(error)
+    def _fail_waiters(self) -> None:
+        """If there is no child any more, nor will be one, nobody is to wait for it."""
+        with self._lock:
+            if self._has_any():
+                return
+            failed, self._waiting = [*self._waiting], deque()
+        for waiter in failed:
+            waiter.wake()
 
 
-def _vacate(post: Post) -> None:
-    child, post.child = post.child, None
-    if child is not None:
-        child.dismiss()
+class _Late(WorkerDied):
+    """A child was not ready in time."""
 
 
 def settle(patience: float = 0.0) -> None:
@@ -356,8 +468,6 @@ def _at_exit() -> None:
 
 
 def _after_fork_in_child() -> None:
-    leaving.clear()
-    forget_parents()
     for crew in list(_crews):
         crew._fresh()
 

@@ -91,13 +91,11 @@ def _launch(name: str, target: Callable[[], None]) -> None:
         target()  # this one will do
 
 
-def wait_for_hangup(descriptor: int) -> None:
-    """Stop this thread until the other end of a socket is closed; what comes by it is left to others."""
+def poll() -> Any:
+    """A `select.poll` that stops this thread."""
     import select
 
-    poll = _original(select, "poll")()
-    poll.register(descriptor, 0)
-    poll.poll()
+    return _original(select, "poll")()
 
 
 def current_hub() -> Any:

@@ -54,6 +54,11 @@ class Parcel:
     passed: int
     """Buffers that lay in one."""
 
+    def clear(self) -> None:
+        """It has arrived: let blocks be used again, whoever still refers to this."""
+        self.views.clear()
+        self.chunks = ()
+
 
 class Unpackable(Exception):
     """Something cannot be pickled; `__cause__` says what."""
@@ -71,7 +76,9 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, thing: Any) -> Any:
         kind = type(thing)
         if kind is memoryview:
-            return memoryview, (pickle.PickleBuffer(thing),)
+            whole = thing if thing.c_contiguous else memoryview(thing.tobytes()).cast("B")
+            flat = whole.cast("B") if whole.nbytes else memoryview(b"")
+            return _view, (pickle.PickleBuffer(flat), thing.format, thing.shape)
         numpy = sys.modules.get("numpy")
         if numpy is not None and kind is numpy.ndarray and not (self.shared or thing.flags.writeable):
             return thing.copy().__reduce_ex__(5)  # else it would be read-only there, too
@@ -80,6 +87,11 @@ class _Pickler(pickle.Pickler):
             flat = thing.detach().reshape(-1).view(torch.uint8).numpy()
             return _tensor, (pickle.PickleBuffer(flat), thing.dtype, tuple(thing.shape))
         return NotImplemented
+
+
+def _view(buffer: Any, format: str, shape: tuple[int, ...]) -> memoryview:
+    flat = memoryview(buffer)
+    return flat if (format, shape) == ("B", (flat.nbytes,)) or not flat.nbytes else flat.cast(format, shape)  # type: ignore[call-overload]
 
 
 def _is_plain(tensor: Any, torch: Any) -> bool:

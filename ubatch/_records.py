@@ -17,6 +17,7 @@ import logging
 import logging.handlers
 import pickle
 
+from ._attempt import description
 from .errors import HandlerFailed
 
 TYPE_CHECKING = False
@@ -82,7 +83,7 @@ def sendable(error: BaseException) -> BaseException:
         pickle.loads(pickle.dumps(error))
         return error
     except Exception:
-        return HandlerFailed(f"{type(error).__qualname__}: {error}")
+        return HandlerFailed(description(error))
 
 
 def sendable_results(answer: tuple[Any, list[logging.LogRecord]]) -> tuple[Any, list[logging.LogRecord]]:

@@ -5,7 +5,8 @@ any file system: who is given its descriptor can map it, and it is gone with the
 be left behind, however processes end. All blocks are made by the parent, whose `Pool` they belong to.
 
 Guarantees:
-- A block is given out again only when no object here refers to its memory, and no child is known to.
+- A block is given out again only when no object here refers to its memory, and no child is known to. (But a cycle of
+  objects that has a memoryview and a `__del__` may find, while that is collected, that others have it.)
 - In a forked child blocks are the parent's: they are read, but never given out.
 
 How. Whoever refers to a block's memory does so through its exporter, an object that is there for nothing else: views,
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 LEAST = 1 << 16
 """Bytes of the smallest block; others have twice, four times, … as many. Pages that nobody touches take no memory."""
 
-SPARE = 8
-"""Free blocks of one size that are kept, at most."""
+SPARE = 1 << 26
+"""Bytes of free blocks that are kept, or eight times those of the block that was freed last, if that is more."""
 
 STALE = 512
 """Free blocks of a size that has not been asked for as many times are let go."""
@@ -89,9 +90,12 @@ class Block:
             loose.append(self)
 
     def close(self) -> None:
-        """Unmap it: nothing refers to it."""
+        """Unmap it: nothing refers to it any more, or will when garbage is collected."""
         self._loose = self._exporter = None
-        self.map.close()
+        try:
+            self.map.close()
+        except BufferError:
+            pass
 
 
 class Mapped:
@@ -116,13 +120,16 @@ class Mapped:
         numpy = sys.modules.get("numpy")
         if numpy is None or not self._ends:
             return None
-        address = numpy.frombuffer(raw, "B").__array_interface__["data"][0]
+        return self.find(numpy.frombuffer(raw, "B").__array_interface__["data"][0], raw.nbytes)
+
+    def find(self, address: int, size: int) -> tuple[Block, int] | None:
+        """The block in which so many bytes lie, and where in it."""
         found = bisect_right(self._ends, (address, sys.maxsize)) - 1
         if found < 0:
             return None
         block = self.blocks[self._ends[found][1]]
         offset = address - block.address
-        return (block, offset) if offset + raw.nbytes <= block.size else None
+        return (block, offset) if offset + size <= block.size else None
 
 
 class Pool(Mapped):
@@ -138,6 +145,7 @@ class Pool(Mapped):
         self._asked: dict[int, int] = {}  # when a size was asked for last, as a number of takes
         self._loose: deque[Block] = deque()  # blocks that may be free; appended to without the lock
         self._takes = 0
+        self._spare = 0  # bytes of free blocks
         self.dropped = 0  # blocks, so far: so that children can be told when there are more
 
     def take(self, size: int) -> tuple[Block, memoryview]:
@@ -154,8 +162,17 @@ class Pool(Mapped):
             if not self._takes % STALE:
                 self.trim(self._takes - STALE)
             free = self._free.get(size)
-            block = free.pop() if free else self._make(size)
+            if free:
+                block = free.pop()
+                self._spare -= size
+            else:
+                block = self._make(size)
             return block, block.view()
+
+    def find(self, address: int, size: int) -> tuple[Block, int] | None:
+        """As of `Mapped`; blocks come and go meanwhile."""
+        with self._lock:
+            return super().find(address, size)
 
     def view(self, number: int, offset: int, size: int) -> memoryview:
         """A part of a block that somebody refers to, so that it is not given out meanwhile."""
@@ -192,10 +209,17 @@ class Pool(Mapped):
             free = self._free.setdefault(block.size, [])
             if block.referred or block.held or block.number not in self.blocks or block in free:
                 continue
-            if block.spoiled or len(free) >= SPARE:
+            if block.spoiled:
                 self._drop(block)
-            else:
-                free.append(block)
+                continue
+            free.append(block)
+            self._spare += block.size
+            while self._spare > max(SPARE, 8 * block.size):
+                self._unspare(max(size for size, some in self._free.items() if some))
+
+    def _unspare(self, size: int) -> None:
+        self._spare -= size
+        self._drop(self._free[size].pop(0))
 
     def trim(self, since: int | None = None) -> None:
         """Return free blocks to the system.
@@ -207,7 +231,7 @@ class Pool(Mapped):
             self._sweep()
             for size, free in self._free.items():
                 while free and (since is None or self._asked.get(size, 0) <= since):
-                    self._drop(free.pop())
+                    self._unspare(size)
 
     def _drop(self, block: Block) -> None:
         self.remove(block)
@@ -216,7 +240,7 @@ class Pool(Mapped):
         self.dropped += 1
 
     def _forked_here(self) -> None:
-        """A process was forked that may refer to what is referred to here: not to be overwritten, ever."""
+        """A process is forked that may refer to what is referred to here: not to be overwritten, ever."""
         for block in [*self.blocks.values()]:
             if block.referred:
                 block.spoiled = True
@@ -248,4 +272,4 @@ pool = Pool()
 """That of this process: one for all of its children, so that what one of them returns another one can be lent."""
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_parent=pool._forked_here, after_in_child=pool._forked)
+    os.register_at_fork(before=pool._forked_here, after_in_parent=pool._forked_here, after_in_child=pool._forked)

@@ -28,6 +28,8 @@ def stack(arrays: Sequence[Any]) -> tuple[Any, tuple[Block, memoryview] | None]:
     """
     import numpy
 
+    if any(isinstance(array, numpy.ma.MaskedArray) for array in arrays):
+        raise TypeError("arrays with masks cannot be stacked: pass data and mask on their own")
     given = [numpy.asarray(array) for array in arrays]
     if not given:
         raise ValueError("there are no arrays to stack")
@@ -47,8 +49,8 @@ def stack(arrays: Sequence[Any]) -> tuple[Any, tuple[Block, memoryview] | None]:
         return numpy.ndarray(shape, first.dtype, pool.view(*place)), None
     block, view = pool.take(size)
     stacked: Any = numpy.ndarray(shape, first.dtype, view[:size])
-    for row, array in zip(stacked, given, strict=True):
-        row[...] = array
+    for number, array in enumerate(given):
+        stacked[number, ...] = array
     return stacked, (block, view)
 
 
@@ -62,8 +64,6 @@ def _place(arrays: Sequence[Any]) -> tuple[int, int, int] | None:
         if array.__array_interface__["data"][0] != address or not array.flags.c_contiguous:
             return None
         address += first.nbytes
-    found = pool.locate(memoryview(first).cast("B"))
     size = first.nbytes * len(arrays)
-    if found is None or found[1] + size > found[0].size:
-        return None
-    return found[0].number, found[1], size
+    found = pool.find(address - size, size)
+    return None if found is None else (found[0].number, found[1], size)

@@ -100,6 +100,8 @@ class ProcessExecutor(Executor):
             if not isinstance(value, bool):
                 raise TypeError(f"{option} must be True or False, not {value!r}")
         prepare = partial(_nothing if initializer is None else initializer, *initargs)
+        if start_method != "spawn" and _native.threading_is_patched():
+            raise ValueError(f"start_method {start_method!r} does not go with gevent's patches; use 'spawn'")
         setup = Setup(start_method, prepare, _positive("start_timeout", start_timeout), writable)
         limit = None if call_timeout is None else _positive("call_timeout", call_timeout)
         self._size = size
@@ -138,16 +140,12 @@ class ProcessExecutor(Executor):
         Raises:
             RuntimeError: the executor has been shut down.
         """
-        calls = self._calls
-        if calls is None:
-            with _lock:
-                calls = self._calls
-                if calls is None:
-                    crew = self._crew
-                    handler = partial(_made, crew, self._stacked)
-                    calls = self._calls = _Calls(1, 0, handler=handler, workers=self._size, name=crew.name)
-        future = calls.submit((fn, args, kwargs))
-        self._futures.add(future)
+        with self._crew._lock:
+            if self._calls is None:
+                handler = partial(_made, self._crew, self._stacked)
+                self._calls = _Calls(1, 0, handler=handler, workers=self._size, name=self._crew.name)
+            future = self._calls.submit((fn, args, kwargs))
+            self._futures.add(future)
         future.add_done_callback(self._done)
         return future
 
@@ -184,10 +182,11 @@ class ProcessExecutor(Executor):
                 self._calls.stop()
             else:
                 self._calls._close(drain=True)
-        if not self._futures:
-            self._crew.close()
         if wait:
+            _cooperatively(partial(self._crew.close, wait=True))
             _cooperatively(partial(settle, SHUTDOWN_WAIT))
+        elif not self._futures:
+            self._crew.close()
 
     def _done(self, future: Future[Any]) -> None:
         self._futures.discard(future)
@@ -213,9 +212,6 @@ class _Calls(UBatch["Any", "Any"]):
     """What is submitted to an executor, one call a batch."""
 
     _is_hidden = True
-
-
-_lock = _native.reentrant_lock()  # guards the making of executors' batchers
 
 
 def _nothing() -> None:
@@ -246,6 +242,8 @@ def _made(crew: Crew, stacked: bool, calls: Sequence[Any]) -> list[Any]:
 def _called(crew: Crew, stacked: bool, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     fresh, copied = None, 0
     if stacked:
+        if not args:
+            raise TypeError("the first argument of a call must be a list of arrays to be stacked")
         copied = len(args[0])
         first, fresh = stack(args[0])
         args = (first, *args[1:])

@@ -47,6 +47,7 @@ ROWS = (
         "_observing",
         "_shm",
         "_tally",
+        "_wire",
     ),
     ("_admission", "_policy", "_isolation", "_collate", "_recorder", "_typing", "_changes", "_parcels"),
     ("_lanes", "_prometheus", "_opentelemetry", "_stacks"),

@@ -262,6 +262,8 @@ def test_what_waits_to_be_folded_is_bounded(size):
     assert batches * size < FOLD <= (batches + 1) * size * 8
     assert sum(map(sys.getsizeof, held)) + 8 * len(held) < 40 * FOLD
     assert not any(map(gc.is_tracked, held))
+    recorder.fold()
+    assert (recorder.note(items, 1e5, 1e5, 2 * size) is None) == (size < FOLD), "it begins anew"
 
 
 def test_a_snapshot_from_within_the_making_of_one(monkeypatch):

@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 FOLD = 4096
 """Times that are recorded before they are folded."""
 
-BESIDE = 4
-"""As many times would take the memory of what is recorded of a batch beside its waits, or somewhat less."""
+BESIDE = 2
+"""A batch counts as so many times more than it has waits, for what else is recorded of it."""
 
 _folding = _native.reentrant_lock()  # guards the folding of all recorders: it is short, and a fork has one to renew
 

@@ -6,18 +6,24 @@ import asyncio
 import contextvars
 import gc
 import logging
+import math
+import random
+import sys
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 import ubatch
-from ubatch import Batch, QueueFull, UBatch, dynamically, observe, ubatch_decorator
+from ubatch import Batch, Histogram, QueueFull, UBatch, dynamically, observe, ubatch_decorator
 from ubatch import aio as _aio
+from ubatch._buckets import rounded
 from ubatch._log import PAUSE, Troubles
+from ubatch._recorder import FOLD, Recorder
 
 PATIENCE = 10.0
 
@@ -181,17 +187,12 @@ def test_snapshots_under_load_never_fail_nor_go_backwards(calls, hurry):
 
 def test_several_workers_may_record_at_once(hurry):
     """Nothing is lost or counted twice, whoever folds."""
-    from ubatch._recorder import Recorder
-
-    class Item:
-        arrived = 1.0
-
     recorder = Recorder()
     rounds = 3000
 
     def work() -> None:
         for _ in range(rounds):
-            after = recorder.note([Item(), Item()], 1.5, 2.0, 4)
+            after = recorder.note([Item(1.0), Item(1.0)], 1.5, 2.0, 4)
             if after is not None:
                 after()
 
@@ -205,6 +206,64 @@ def test_several_workers_may_record_at_once(hurry):
     assert recorded["size"].buckets == ((2, 4 * rounds),)
     assert (recorded["wait"].count, recorded["wait"].sum) == (8 * rounds, 4.0 * rounds)
     assert (recorded["run"].count, recorded["run"].sum, recorded["room"]) == (4 * rounds, 2.0 * rounds, 16 * rounds)
+
+
+class Item:
+    """What a recorder is told of: somebody who arrived at some time."""
+
+    def __init__(self, arrived: float) -> None:
+        self.arrived = arrived
+
+
+def test_what_was_recorded_is_what_is_shown(seed):
+    """Batches of one item and of many, small and large, against sums and counts of their own; folded now and then."""
+    rng = random.Random(seed)
+    recorder = Recorder()
+    sizes: Counter[int] = Counter()
+    waits: list[float] = []
+    runs: list[float] = []
+    room = 0
+    for number in range(400):
+        size = rng.choice([1, 1, 2, 5, 64, rng.randrange(1, 300)]) if number != 200 else 3 * FOLD
+        mine = [rng.lognormvariate(-7.0, 2.0) for _ in range(size)]
+        run, most = rng.lognormvariate(-5.0, 2.0), size + rng.randrange(9)
+        began = 1e5
+        items = [Item(began - wait) for wait in mine]
+        after = recorder.note(items, began, began + run, most)
+        sizes[rounded(size)] += 1
+        waits += [began - item.arrived for item in items]
+        runs.append((began + run) - began)
+        room += most
+        if after is not None:
+            after()
+            assert not recorder._batches and not recorder._singles
+    recorded = recorder.recorded()
+    assert recorded["size"] == Histogram(sorted(sizes.items()), len(waits))
+    assert recorded["room"] == room
+    for name, times in (("wait", waits), ("run", runs)):
+        assert recorded[name].count == len(times)
+        assert recorded[name].sum == pytest.approx(math.fsum(times), rel=1e-12)
+        times.sort()
+        for q in (0.0, 0.1, 0.5, 0.9, 1.0):
+            exact = times[max(1, math.ceil(q * len(times) - 1e-9)) - 1]
+            assert abs(recorded[name].quantile(q) - exact) <= exact / 16, (name, q)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 64, 3 * FOLD])
+def test_what_waits_to_be_folded_is_bounded(size):
+    """In bytes, whatever the batches are like, but for the one that is too much; the collector need not look at it."""
+    recorder = Recorder()
+    items = [Item(float(number)) for number in range(size)]
+    batches = 0
+    held: list[Any] = []
+    while recorder.note(items, 1e5, 1e5 + batches / 7, 2 * size) is None:
+        batches += 1
+        held = recorder._singles + recorder._batches
+    assert batches * size < FOLD <= (batches + 1) * size * 8
+    assert sum(map(sys.getsizeof, held)) + 8 * len(held) < 40 * FOLD
+    assert not any(map(gc.is_tracked, held))
+    recorder.fold()
+    assert (recorder.note(items, 1e5, 1e5, 2 * size) is None) == (size < FOLD), "it begins anew"
 
 
 def test_a_snapshot_from_within_the_making_of_one(monkeypatch):

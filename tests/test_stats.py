@@ -7,13 +7,14 @@ import json
 import math
 import pickle
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ubatch import Histogram, Stats
-from ubatch._buckets import count_times, rounded, time_of
+from ubatch._buckets import FEW, count_times, packers, rounded, time_of, unpacked
 from ubatch._process_stats import ProcessStats
 from ubatch._tally import child_stats
 from ubatch.stats import MOST_TYPES, REASONS, Counters
@@ -116,7 +117,7 @@ def test_a_difference_the_wrong_way_round_is_an_error(name):
 
 def histogram_of(times):
     counts: dict[int, int] = {}
-    count_times(counts, times)
+    count_times(counts, packers[len(times)](*times))
     return Histogram(((time_of(code), counts[code]) for code in sorted(counts)), sum(times))
 
 
@@ -143,6 +144,29 @@ def test_a_power_of_two_has_eight_buckets(exponent):
     assert [count for _, count in histogram.buckets] == [1, *[8] * 8]
     assert histogram.quantile(0.0) == pytest.approx(0.0)
     assert histogram_of([*times, 2.0, 2 * times[0]]).count == 66
+
+
+usual = st.floats(2.0**-31, 2.0, exclude_max=True)
+
+
+@given(st.lists(usual, min_size=1), st.sampled_from([None, 0.0, 1e-10, 2.0, 1e6]))
+def test_a_time_is_in_the_same_bucket_whatever_is_counted_with_it(times, other):
+    """Those that are counted all at once, and those that are not as there is one that is not usual."""
+    alone = [histogram_of([time]).buckets[0][0] for time in times]
+    if other is not None:
+        times = [*times, other]
+        alone.append(histogram_of([other]).buckets[0][0])
+    for time, shown in zip(times, alone, strict=True):
+        assert abs(shown - time) <= time / 16
+    assert histogram_of(times).buckets == tuple(sorted(Counter(alone).items()))
+
+
+@pytest.mark.parametrize("count", [0, 1, FEW - 1, FEW, 3 * FEW])
+def test_any_number_of_times_is_packed_without_loss(count):
+    """But what packs large lots, of which there are many sizes, is not kept."""
+    times = [1 / (number + 3) for number in range(count)]
+    assert list(unpacked(packers[count](*times))) == times
+    assert (count in packers) == (count < FEW)
 
 
 @given(st.integers(1, 10**9))

@@ -10,16 +10,20 @@ Guarantees:
 - A batch is in all three histograms or in none, and no look sees fewer batches than an earlier one did.
 - No item, result or exception is kept. No user code runs while a lock is held.
 
-How. Recording is one append to one of two lists, which is atomic. Folding is done by whoever holds `_folding`: it
+How. Recording is one `extend` of one of two lists, which is atomic. Folding is done by whoever holds `_folding`: it
 copies the lists, and takes off what it has copied, while others append behind it. A look from within a fold, further up
 on the same stack, sees what was folded before.
+
+What it costs is, for the most part, memory that is in no cache any more: a lot is folded long after its first batch was
+noted. So the waits of a batch are packed at once, and their numbers given back, to be used again by whoever comes next.
+Of what is kept, the garbage collector has nothing to look at.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from functools import partial
-from itertools import chain
 
 from . import _native
 from ._attempt import own
@@ -43,8 +47,11 @@ if TYPE_CHECKING:
         arrived: float
 
 
-FOLD = 1024
-"""Items that are recorded before they are folded."""
+FOLD = 4096
+"""Times that are recorded before they are folded."""
+
+BESIDE = 2
+"""A batch counts as so many times more than it has waits, for what else is recorded of it."""
 
 _folding = _native.reentrant_lock()  # guards the folding of all recorders: it is short, and a fork has one to renew
 
@@ -69,6 +76,7 @@ class Recorder:
         "_batches",
         "_buckets",
         "_held",
+        "_packers",
         "_room",
         "_run_sum",
         "_runs",
@@ -93,11 +101,12 @@ class Recorder:
         from . import _buckets  # now, rather than in a worker
 
         self._buckets = _buckets
+        self._packers = _buckets.packers
         self.troubles = Troubles()
-        # of each batch: its waits, its duration, how many it could have had
-        self._batches: list[tuple[list[float], float, int]] = []
-        self._singles: list[Any] = []  # likewise, of batches of one item, one after another: no work for the collector
-        self._held = 0  # items in it, about: workers that come between each other may lose some
+        # of each batch, one after another: its waits, packed; its duration; how many it could have had
+        self._batches: list[Any] = []
+        self._singles: list[Any] = []  # of each batch of one item: its wait, its duration, how many it could have had
+        self._held = 0  # times in them, about: workers that come between each other may lose some
         # guarded by _folding
         self._sizes: dict[int, int] = {}  # batches by their rounded size; see `_buckets`
         self._waits: dict[int, int] = {}  # items by the bucket of their wait
@@ -140,11 +149,15 @@ class Recorder:
         Returns:
             What is to be called once the callers are awake, if anything.
         """
-        if len(batch) == 1:
+        count = len(batch)
+        if count == 1:
             self._singles.extend((began - batch[0].arrived, done - began, most))
         else:
-            self._batches.append(([began - ticket.arrived for ticket in batch], done - began, most))
-        self._held = held = self._held + len(batch)
+            waits: list[float] = []
+            for ticket in batch:  # before Python 3.12 a comprehension is a function to be made: 0.1 µs more
+                waits.append(began - ticket.arrived)
+            self._batches.extend((self._packers[count](*waits), done - began, most))
+        self._held = held = self._held + count + BESIDE
         return None if held < FOLD else self.fold
 
     def tell(
@@ -236,23 +249,23 @@ class Recorder:
             singles, batches = self._singles[:], self._batches[:]
             del self._singles[: len(singles)], self._batches[: len(batches)]
             self._held = 0
-            waits, runs, room = singles[0::3], singles[1::3], sum(singles[2::3])
-            sizes = [1] * len(waits)
-            if batches:
-                each, more, rooms = zip(*batches, strict=True)
-                waits += chain.from_iterable(each)
-                runs += more
-                room += sum(rooms)
-                sizes += map(len, each)
-            for size in set(sizes):
-                kept = self._buckets.rounded(size)
-                self._sizes[kept] = self._sizes.get(kept, 0) + sizes.count(size)
-            self._buckets.count_times(self._waits, waits)
-            self._buckets.count_times(self._runs, runs)
-            self._size_sum += len(waits)
-            self._wait_sum += sum(waits)
+            buckets = self._buckets
+            alone, groups = singles[0::3], batches[0::3]
+            runs = singles[1::3] + batches[1::3]
+            sizes = Counter(map(len, groups))
+            if alone:
+                sizes[buckets.WIDTH] += len(alone)
+            for width, count in sizes.items():
+                kept = buckets.rounded(width // buckets.WIDTH)
+                self._sizes[kept] = self._sizes.get(kept, 0) + count
+            groups.append(self._packers[len(alone)](*alone))
+            waits = b"".join(groups)
+            buckets.count_times(self._waits, waits)
+            buckets.count_times(self._runs, self._packers[len(runs)](*runs))
+            self._size_sum += len(waits) // buckets.WIDTH
+            self._wait_sum += sum(buckets.unpacked(waits))
             self._run_sum += sum(runs)
-            self._room += room
+            self._room += sum(singles[2::3]) + sum(batches[2::3])
         finally:
             _folding.release()
 

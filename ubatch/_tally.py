@@ -69,8 +69,9 @@ class Tally:
             if not noted:
                 return
             columns = [*zip(*noted, strict=True)]
-            self._buckets.count_times(self._transfer, columns[0])
-            self._buckets.count_times(self._handling, columns[1])
+            packed = self._buckets.packers[len(noted)]
+            self._buckets.count_times(self._transfer, packed(*columns[0]))
+            self._buckets.count_times(self._handling, packed(*columns[1]))
             self._sums = [total + sum(column) for total, column in zip(self._sums, columns, strict=True)]
             self._calls += len(noted)
 

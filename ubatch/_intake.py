@@ -117,9 +117,7 @@ class Intake:
         if not self._enter(tickets, special, expires, special and self._rules.block and self._may_block()):
             raise QueueFull(self._name, self._rules.max_queue or 0)
 
-    def _enter(
-        self, tickets: Sequence[Ticket], special: bool, expires: float, block: bool, whole: bool = True
-    ) -> int:
+    def _enter(self, tickets: Sequence[Ticket], special: bool, expires: float, block: bool, whole: bool = True) -> int:
         """Queue tickets that are ready for it, and see to it that a worker looks at them.
 
         Args:

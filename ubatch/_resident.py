@@ -58,18 +58,16 @@ class Resident:
 
 
 def is_factory(handler: Callable[..., Any]) -> bool:
-    """Whether it makes the handler: a class, or a function that cannot be called with a positional argument."""
+    """Whether it makes the handler: a class, or a function that takes no positional argument."""
     import inspect
 
     if isinstance(handler, type):
         return True
     try:
-        inspect.signature(handler).bind(())
-    except TypeError:
-        return True
-    except ValueError:  # none to be had
-        pass
-    return False
+        parameters = inspect.signature(handler).parameters.values()
+    except (TypeError, ValueError):  # none to be had
+        return False
+    return all(parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD) for parameter in parameters)
 
 
 def signature_of(handler: Callable[..., Any]) -> inspect.Signature:

@@ -360,10 +360,19 @@ def _name_of(handler: Any) -> str:
 
 
 def _checked_handler(handler: Any) -> None:
-    """Raises TypeError: it is a class whose objects are no handlers of a thread."""
+    """Raises TypeError: it is to make the handler, but cannot, or not one for a thread."""
+    import inspect
+
     for each in [handler] if callable(handler) or not isinstance(handler, (list, tuple)) else handler:
         if isinstance(each, type):
             if not any("__call__" in vars(kind) for kind in each.__mro__):
                 raise TypeError(f"handler {each!r} is a class whose objects cannot be called: give it a __call__")
             if is_coroutine_function(each.__call__):
                 raise TypeError(f"handler {each!r} makes coroutine functions, which are for ubatch.aio, not for a flow")
+        if callable(each) and is_factory(each):
+            try:
+                inspect.signature(each).bind()
+            except ValueError:  # it has none
+                pass
+            except TypeError as error:
+                raise TypeError(f"{each!r} makes the handler, so it is called without arguments: {error}") from None

@@ -1,4 +1,4 @@
-"""Flows: every item goes through all steps, or its caller is told why not. Steps with processes have a file of their own."""
+"""Flows: every item goes through all steps, or its caller is told why not. Those with processes have another file."""
 
 from __future__ import annotations
 
@@ -248,9 +248,9 @@ def test_an_executor_of_ones_own():
     def nested(items):
         return [flow.ubatch(item) for item in items]
 
-    with Flow(Step(nested, executor=lambda: ThreadPoolExecutor(1)), double) as flow:
-        with pytest.raises(RuntimeError, match="use submit"):
-            flow.ubatch(1)
+    flow = Flow(Step(nested, executor=lambda: ThreadPoolExecutor(1)), double)
+    with flow, pytest.raises(RuntimeError, match="use submit"):
+        flow.ubatch(1)
 
 
 # -- handlers that are made ----------------------------------------------------------------------------------

@@ -209,7 +209,8 @@ class Flow(Faces[T, U], Generic[T, U]):
                 raise TypeError(f"an item that passes by the first step of flow {self._name!r} must be one argument")
             (passed if station is None else groups.setdefault(station, [])).append(trip)
         legs = {station: self._legs(station, groups[station]) for station in first if station in groups}
-        self._trips.going.update(zip(tickets, trips, strict=True))
+        items = [trip.ticket.args[0] for trip in passed]
+        self._trips.going.update(zip(tickets, trips, strict=True))  # from here on a stop may end them
         is_first = True
         for station, (coming, special) in legs.items():
             try:
@@ -220,7 +221,7 @@ class Flow(Faces[T, U], Generic[T, U]):
                     raise
                 self._trips.land([leg.trip.ticket for leg in coming], [own(error) for _ in coming])
             is_first = False
-        self._trips.land([trip.ticket for trip in passed], [trip.ticket.args[0] for trip in passed])
+        self._trips.land([trip.ticket for trip in passed], items)
 
     def _set_terms(self, tickets: Sequence[Ticket], asked: Asked | None) -> None:
         """Fix what holds at each step."""

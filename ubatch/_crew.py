@@ -24,11 +24,12 @@ import weakref
 from collections import deque
 
 from . import _native
-from ._children import Child, Ended, Setup, close_wires, leaving, outcome, reap
+from ._children import Child, Ended, Setup, forget_parents, leaving, outcome, reap
 from ._native import monotonic
 from ._parcels import pack
+from ._process_stats import ProcessStats
 from ._shm import pool
-from ._tally import ChildStats, ProcessStats, Tally
+from ._tally import Tally, child_stats
 from .errors import WorkerDied
 
 TYPE_CHECKING = False
@@ -111,8 +112,8 @@ class Crew:
 
     def stats(self) -> ProcessStats:
         """A snapshot; see there."""
-        children = [child for post in self._posts if (child := post.child) is not None]
-        told = [ChildStats(pid=child.pid, alive=child.alive(), calls=child.calls) for child in children]
+        children = [post.child for post in self._posts]
+        told = [child_stats(one.pid, one.alive(), one.calls) if one else child_stats() for one in children]
         return self._tally.snapshot(tuple(told), pool.size)
 
     # -- starting and ending ------------------------------------------------------------------------------
@@ -168,13 +169,15 @@ class Crew:
             waiter.gate.release()
         for post in idle:
             _vacate(post)
+        settle()
 
     def kill(self) -> None:
-        """Take no more calls, and end all children now: their calls fail."""
-        children = [child for post in self._posts if (child := post.child) is not None]
+        """Take no more calls, and end all children that are at one now: it fails."""
         self.close()
-        for child in children:
-            child.kill()
+        for post in self._posts:
+            child = post.child
+            if child is not None:  # whoever called it will see to the rest
+                child.kill()
 
     def reopen(self) -> None:
         """Take calls again, after `close`; does nothing before."""
@@ -214,9 +217,8 @@ class Crew:
             began = monotonic()
             shared = not self._setup.writable  # else the child could write to what others refer to
             parcel = pack((function, args, kwargs), pool, pool.take, shared, fresh)
-            packed = monotonic()
+            seconds = monotonic() - began
             post = self._take()
-            taken = monotonic()
             try:
                 answer = None
                 for _ in range(self._retries):
@@ -232,10 +234,11 @@ class Crew:
                 self._give_back(post)
             sent = parcel.size, parcel.copied + copied, parcel.passed
             del parcel
+            began = monotonic()
             try:
                 return outcome(answer)
             finally:
-                self._tally.note(monotonic() - taken + packed - began, answer, *sent)
+                self._tally.note(seconds + answer.took + monotonic() - began, answer, *sent)
         finally:
             del self, function, args, kwargs, fresh  # a traceback refers to this frame: to nobody's items
 
@@ -338,15 +341,23 @@ def _vacate(post: Post) -> None:
         child.dismiss()
 
 
+def settle(patience: float = 0.0) -> None:
+    """Wait for children that were dismissed, as `reap` does; if there is no crew left, memory is returned, too."""
+    reap(patience)
+    if all(crew._closed for crew in list(_crews)):
+        pool.trim()
+
+
 def _at_exit() -> None:
+    """Those that idle may end by themselves. Batchers have given the others a moment already."""
     for crew in list(_crews):
-        crew.close()
+        crew.kill()
     reap(EXIT_WAIT)
 
 
 def _after_fork_in_child() -> None:
     leaving.clear()
-    close_wires()
+    forget_parents()
     for crew in list(_crews):
         crew._fresh()
 

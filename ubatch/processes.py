@@ -16,11 +16,11 @@ from concurrent.futures import Executor
 from functools import partial
 
 from . import _native
-from ._children import METHODS, RemoteTraceback, Setup, reap
-from ._crew import Crew
+from ._children import METHODS, RemoteTraceback, Setup
+from ._crew import Crew, settle
 from ._options import checked_timeout, checked_workers
+from ._process_stats import ChildStats, ProcessStats
 from ._stacks import stack
-from ._tally import ChildStats, ProcessStats
 from ._typing import TypeVar
 from ._waiters import blocking, deliver
 from .core import UBatch
@@ -179,7 +179,7 @@ class ProcessExecutor(Executor):
         if not self._futures:
             self._crew.close()
         if wait:
-            _cooperatively(partial(reap, SHUTDOWN_WAIT))
+            _cooperatively(partial(settle, SHUTDOWN_WAIT))
 
     def _done(self, future: Future[Any]) -> None:
         self._futures.discard(future)
@@ -223,7 +223,14 @@ def _positive(option: str, seconds: float) -> float:
 
 
 def _made(crew: Crew, stacked: bool, calls: Sequence[Any]) -> list[Any]:
-    return [_called(crew, stacked, *call) for call in calls]
+    """The outcomes of what was submitted; errors are outcomes, which are for the futures alone: nothing is logged."""
+    outcomes: list[Any] = []
+    for call in calls:
+        try:
+            outcomes.append(_called(crew, stacked, *call))
+        except BaseException as error:
+            outcomes.append(error)
+    return outcomes
 
 
 def _called(crew: Crew, stacked: bool, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

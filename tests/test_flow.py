@@ -1167,7 +1167,7 @@ def test_stats():
     assert stats.steps[0].processes is None
     shown = stats.asdict()
     assert shown["items"] == 6 and shown["time"]["count"] == 6
-    assert shown["steps"][1]["batches"]["items"] == 5
+    assert shown["steps"][1]["items"] == 5
     assert "items=6" in repr(stats) and "images.picky" in repr(stats)
     assert pickle.loads(pickle.dumps(stats)) == stats
     with pytest.raises(AttributeError):

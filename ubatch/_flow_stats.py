@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-from .stats import Histogram, Stats, _Frozen
+from ._histogram import Frozen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ._tally import ProcessStats
+    from ._histogram import Histogram
+    from ._process_stats import ProcessStats
+    from .stats import Stats
 
 
-class StepStats(_Frozen):
+class StepStats(Frozen):
     """What a step of a flow has done, at one moment; it cannot be changed."""
 
-    __slots__ = ("batches", "name", "processes")
+    __slots__ = ("batches", "name")
 
     name: str
     """That of its batcher, "<flow>.<step>"."""
     batches: Stats
     """What its batcher has done; see `ubatch.Stats`."""
-    processes: ProcessStats | None
-    """What its child processes have done; `None` if it has none, or they have not been started."""
+
+    @property
+    def processes(self) -> ProcessStats | None:
+        """What its child processes have done; `None` if it has none, or none was ever started."""
+        return self.batches.processes
 
     def asdict(self) -> dict[str, Any]:
-        """The numbers by name, in dictionaries."""
-        processes = None if self.processes is None else self.processes.asdict()
-        return {"name": self.name, "batches": self.batches.asdict(), "processes": processes}
+        """The numbers of `batches` by name, and the name."""
+        return {"name": self.name, **self.batches.asdict()}
 
     def __repr__(self) -> str:
-        return f"StepStats(name={self.name!r}, batches={self.batches!r}, processes={self.processes!r})"
+        return f"StepStats(name={self.name!r}, batches={self.batches!r})"
 
 
-class FlowStats(_Frozen):
+class FlowStats(Frozen):
     """What a flow has done since it was made, at one moment; it cannot be changed."""
 
     __slots__ = ("cancelled", "error_types", "expired", "rejected", "running", "steps", "time")

@@ -7,6 +7,7 @@ from functools import partial
 
 from . import _native
 from ._binding import is_coroutine_function
+from ._histogram import Frozen
 from ._observing import checked_observer
 from ._options import (
     checked_executor,
@@ -22,7 +23,6 @@ from ._options import (
 from ._resident import Resident, is_factory, name_of
 from ._typing import Generic, TypeVar, overload
 from .core import UBatch
-from .stats import _Frozen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-class Step(_Frozen, Generic[T, U]):
+class Step(Frozen, Generic[T, U]):
     """A step of a `Flow`: a handler, where it lives, and how its batches are formed. It cannot be changed.
 
     It may be a step of several flows, or several times of one; each time it is another batcher.

@@ -281,7 +281,8 @@ class Flow(Faces[T, U], Generic[T, U]):
     @property
     def stats(self) -> FlowStats:
         """A snapshot of what the flow has done; see `FlowStats`. Blocks nobody."""
-        return FlowStats(**self._trips.snapshot(), steps=tuple(map(_stats_of, self.steps)))
+        steps = tuple(StepStats(name=batcher.name, batches=batcher.stats) for batcher in self.steps)
+        return FlowStats(**self._trips.snapshot(), steps=steps)
 
     @property
     def _max_size(self) -> int:
@@ -327,8 +328,3 @@ def _labels(steps: Sequence[Step[Any, Any]]) -> list[str]:
             label = f"{step.label}-{number}"
         labels.append(label)
     return labels
-
-
-def _stats_of(batcher: UBatch[Any, Any]) -> StepStats:
-    executor: Any = None if batcher._place is None else batcher._place._executor
-    return StepStats(name=batcher.name, batches=batcher.stats, processes=getattr(executor, "stats", None))

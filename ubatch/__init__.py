@@ -22,12 +22,14 @@ __all__ = [
     "BadBatchOutputSize",
     "Batch",
     "DeadlineExceeded",
+    "Flow",
     "HandlerAlreadySet",
     "HandlerFailed",
     "HandlerNotSet",
     "Histogram",
     "QueueFull",
     "Stats",
+    "Step",
     "Stopped",
     "UBatch",
     "UBatchError",
@@ -42,15 +44,18 @@ __all__ = [
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from . import aio as aio
+    from . import flow as flow
     from . import inference as inference
     from . import metrics as metrics
     from . import processes as processes
     from ._cached import cached as cached
+    from .flow import Flow as Flow
+    from .flow import Step as Step
 else:
 
     def __getattr__(name):
         """What brings asyncio, concurrent.futures and more along, or few programs need, is loaded at first use."""
-        if name in ("aio", "inference", "metrics", "processes"):
+        if name in ("aio", "flow", "inference", "metrics", "processes"):
             from importlib import import_module
 
             return import_module(f".{name}", __name__)
@@ -59,4 +64,9 @@ else:
 
             globals()[name] = cached
             return cached
+        if name in ("Flow", "Step"):
+            from . import flow
+
+            globals().update(Flow=flow.Flow, Step=flow.Step)
+            return globals()[name]
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -42,24 +42,26 @@ class Admission:
         self._absent = 0  # items in the lobby whose callers have left
         self._departed: deque[Terms] = deque()  # of items whose callers have left, to be accounted for
 
-    def offer(self, items: Sequence[Any], block: bool) -> int | None:
+    def offer(self, items: Sequence[Any], block: bool, whole: bool = True) -> int | None:
         """Let in as many as there is room for.
 
         Args:
             items: to be let in, in order; they have terms.
-            block: whether the others wait in the `lobby`; else all or none are let in.
+            block: whether the others wait in the `lobby`; else they are refused.
+            whole: whether all are refused then, not just the last of them.
 
         Returns:
-            How many are in the queue now; `None` if they were refused.
+            How many are in the queue now; `None` if all were refused.
         """
         self._account()
         room = 0 if self.lobby or self._coming else min(len(items), self._room())
-        if room < len(items) and not block:
+        if room < len(items) and whole and not block:
             return None
         for item in items[:room]:
             self._enter(item.terms)
         self._queue.extend(items[:room])
-        self.lobby.extend(items[room:])
+        if block:
+            self.lobby.extend(items[room:])
         return room
 
     def let_in(self) -> list[Any]:

@@ -591,12 +591,22 @@ class Driver(Intake, Observed):
         deliver(batch, [error() if ticket.outcome is PENDING else ticket.outcome for ticket in batch])
         self._leaving.discard(held)
 
-    # -- stopping -----------------------------------------------------------------------------------------
+    # -- starting, stopping --------------------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        """See to what there is, now that it is not closed any more."""
+        self._farewell()  # to each stop() that this has overtaken
+        if self._schedule:
+            self._call_worker()
 
     def _close(self, drain: bool) -> None:
         with self._lock:
             self._closed = True
             self._simple = False
+        self._clear(drain)
+
+    def _clear(self, drain: bool) -> None:
+        """Give up those that will not be run, now that it is closed."""
         if not drain or not self._handlers:
             self._give_up_queue(partial(Stopped, self._name))
         elif isinstance(self._schedule, Lanes):  # who waits for room has not been accepted yet

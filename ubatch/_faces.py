@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._future import FutureTicket
-    from ._lanes import Lanes
-    from ._schedule import Fifo
     from ._terms import Asked, Rules
     from ._waiters import Ticket
 
@@ -40,14 +38,15 @@ class Faces(Generic[T, U]):
 
     if TYPE_CHECKING:
         _name: str
-        _max_size: int
-        _workers: int
-        _threads: set[int]
         _rules: Rules
-        _schedule: Fifo | Lanes
         _future: type[FutureTicket]
 
         _batcher: Any
+        # as of `Driver`; a flow has something that stands for them
+        _max_size: Any
+        _workers: Any
+        _threads: Any
+        _schedule: Any
 
         @property
         def _asked(self) -> Asked: ...

@@ -21,6 +21,7 @@ from ._binding import UNBOUND
 from ._lanes import Lanes
 from ._native import get_ident, monotonic
 from ._seats import NEVER, Seat
+from ._terms import INFINITE
 from ._waiters import deliver
 from .errors import DeadlineExceeded, QueueFull, Stopped, WorkerDied, warn_caller
 
@@ -103,21 +104,49 @@ class Intake:
         if capture is not None:
             for ticket in tickets:
                 ticket.context = capture()
-        schedule = self._schedule
-        if asked is not None or schedule.special:
+        special = asked is not None or self._schedule.special
+        expires = INFINITE
+        if special:
             for ticket in tickets:
                 ticket.terms = self._rules.terms(ticket.args, ticket.kwargs, ticket.arrived, asked)
-            schedule = self._specialise()
-            hasty = self._offer(schedule, tickets)
+            first = tickets[0].terms
+            assert first is not None
+            expires = first.expires
+            if expires <= monotonic():
+                raise DeadlineExceeded(self._name, first.deadline)
+        if not self._enter(tickets, special, expires, special and self._rules.block and self._may_block()):
+            raise QueueFull(self._name, self._rules.max_queue or 0)
+
+    def _enter(self, tickets: Sequence[Ticket], special: bool, expires: float, block: bool, whole: bool = True) -> int:
+        """Queue tickets that are ready for it, and see to it that a worker looks at them.
+
+        Args:
+            tickets: at least one.
+            special: whether they have terms.
+            expires: the first moment at which one of them does.
+            block: whether those for which there is no room wait for it in the lobby.
+            whole: whether else all or none are let in.
+
+        Returns:
+            How many of the first there are that were not refused.
+
+        Raises:
+            Stopped, WorkerDied: as `_put`.
+        """
+        hasty, accepted = False, len(tickets)
+        if special:
+            lanes = self._specialise()
+            accepted = self._offer(lanes, tickets, block, whole)
+            hasty = expires < lanes.tight and 0 < self._seat.wake_at < NEVER
         else:
-            schedule.queue.extend(tickets)
-            hasty = False
+            self._schedule.queue.extend(tickets)
         seat = self._seat
-        if hasty or len(schedule.queue) >= seat.wake_at:
+        if accepted and (hasty or len(self._schedule.queue) >= seat.wake_at):
             if seat.wake_at:
                 seat.wake(self)
             else:
-                self._attend(tickets)
+                self._attend(tickets[:accepted])
+        return accepted
 
     def _specialise(self) -> Lanes:
         """See to it that items may have terms, from now on."""
@@ -138,36 +167,30 @@ class Intake:
             accepts = not self._closed and self._started and binder is not None and binder.accepts_one
             self._simple = accepts and not self._schedule.special and self._recorder.capture is None
 
-    def _offer(self, lanes: Lanes, tickets: Sequence[Ticket]) -> bool:
-        """Queue tickets with terms, or put them in the lobby; whether the worker is to look at them in any case."""
-        first = tickets[0].terms
-        assert first is not None
-        if first.expires <= monotonic():
-            raise DeadlineExceeded(self._name, first.deadline)
+    def _offer(self, lanes: Lanes, tickets: Sequence[Ticket], block: bool, whole: bool) -> int:
+        """Queue tickets with terms, or put them in the lobby. See `_enter`."""
         limit = self._rules.max_queue
-        accepted: int | None = len(tickets)
+        count = accepted = len(tickets)
         if limit is None and not lanes.lobby:
             lanes.queue.extend(tickets)
         else:
-            block = self._rules.block and self._may_block()
             with self._sorting:
-                accepted = lanes.admission.offer(tickets, block)
-                late = tickets[accepted:] if accepted is not None and self._closed else ()
+                accepted = lanes.admission.offer(tickets, block, whole) or 0
+                late = tickets[accepted:] if block and self._closed else ()
                 # a stop() has been there: nobody would let them in
                 refused = [ticket for ticket in late if lanes.withdraw(ticket)]
-            if len(refused) == len(tickets):
+            if len(refused) == count:
                 raise Stopped(self._name)
             deliver(refused, [Stopped(self._name) for _ in refused])
-            if accepted is None:
+            if not block and accepted < count:
                 with self._lock:
-                    self._given_up.rejected += len(tickets)
-                self._recorder.rejected(self._name, len(tickets))
-                raise QueueFull(self._name, limit or 0)
-            if accepted < len(tickets):
+                    self._given_up.rejected += count - accepted
+                self._recorder.rejected(self._name, count - accepted)
+            elif accepted < count:
                 self._let_in(lanes)
         for ticket in tickets[:accepted]:
             ticket.admit(True)
-        return first.expires < lanes.tight and 0 < self._seat.wake_at < NEVER
+        return count if block else accepted
 
     def _may_block(self) -> bool:
         """Whether this thread may wait for room: not one that makes it, or that holds what it takes to make it."""

@@ -8,6 +8,7 @@ from functools import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import inspect
     from collections.abc import Callable
     from typing import Any
 
@@ -31,6 +32,7 @@ class Resident:
         self._handler = handler
         self._number = os.getpid(), next(_numbers)
         self.__qualname__ = name_of(handler)
+        self.__signature__ = signature_of(handler)
 
     def initializer(self) -> Callable[[], None]:
         """What a process is to do as it starts."""
@@ -56,18 +58,30 @@ class Resident:
 
 
 def is_factory(handler: Callable[..., Any]) -> bool:
-    """Whether it makes the handler: a class, or a function that cannot be called with a positional argument."""
+    """Whether it makes the handler: a class, or a function that takes no positional argument."""
     import inspect
 
     if isinstance(handler, type):
         return True
     try:
-        inspect.signature(handler).bind(())
-    except TypeError:
-        return True
-    except ValueError:  # none to be had
-        pass
-    return False
+        parameters = inspect.signature(handler).parameters.values()
+    except (TypeError, ValueError):  # none to be had
+        return False
+    return all(parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD) for parameter in parameters)
+
+
+def signature_of(handler: Callable[..., Any]) -> inspect.Signature:
+    """That of the handler, told before it is made: of one that a function makes, only that it takes positionals."""
+    import inspect
+
+    anything = inspect.Signature([inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)])
+    try:
+        if isinstance(handler, type):
+            signature = inspect.signature(handler.__call__)
+            return signature.replace(parameters=[*signature.parameters.values()][1:])  # without `self`
+        return anything if is_factory(handler) else inspect.signature(handler)
+    except (TypeError, ValueError):  # none to be had
+        return anything
 
 
 def made(handler: Callable[..., Any]) -> Callable[..., Any]:

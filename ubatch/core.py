@@ -186,9 +186,7 @@ class UBatch(Driver, Faces[T, U]):
             self._started = True
             self._closed = False
             self._simplify()
-        self._farewell()  # to each stop() that this has overtaken
-        if self._schedule:
-            self._call_worker()
+        self._resume()
         return self
 
     def stop(self, drain: bool = True, timeout: float | None = None) -> bool:

@@ -206,11 +206,10 @@ class Child:
             Ended: it is gone; or it was killed, as the time was up.
             OSError: there is no memory, or too many descriptors.
         """
-        lent = pool.take(room) if room else None
         self.calls += 1
         began = monotonic()
         until = None if timeout is None else began + timeout
-        self._send(parcel, lent, until)
+        self._send(parcel, pool.take(room) if room else None, until)
         answer = self._answer(until, f"it hung: there was no answer within {timeout or 0:g} s")
         answer.took = monotonic() - began
         return answer
@@ -225,12 +224,15 @@ class Child:
             dropped = [number for number in self._known if number not in pool.blocks]
             self._known.difference_update(dropped)
         self._call += 1
-        with self._or_end("it did not take what it was sent in time"):
-            self._lend(blocks, until)
-            number = 0 if lent is None else lent[0].number
-            copied = pool.used > MOST_VIEWS
-            message = ("call", self._call, parcel.head, parcel.places, dropped, number, copied)
-            self._wire.send(message, parcel.chunks, until=until)
+        number = 0 if lent is None else lent[0].number
+        copied = pool.used > MOST_VIEWS
+        message = ("call", self._call, parcel.head, parcel.places, dropped, number, copied)
+        try:
+            with self._or_end("it did not take what it was sent in time"):
+                self._lend(blocks, until)
+                self._wire.send(message, parcel.chunks, until=until)
+        finally:
+            del lent  # a traceback refers to this frame, and is not to keep a block
 
     def _lend(self, blocks: list[Block], until: float | None) -> None:
         """See to it that the child has mapped these; it refers to them from now on."""
@@ -245,9 +247,9 @@ class Child:
             self._known.update(block.number for block in some)
 
     def _answer(self, until: float | None, late: str) -> Answer:
-        with self._or_end(late):
+        rooms: list[Room] = []  # not to be given to others before the answer has been looked at
+        with self._or_end(late, rooms):
             message, inline, _ = self._wire.receive(until)
-            rooms: list[Room] = []  # not to be given to others before the answer has been looked at
             while message[0] == "room":
                 rooms.append(pool.take(message[1]))
                 self._lend([rooms[-1][0]], until)
@@ -261,8 +263,13 @@ class Child:
             return answer
 
     @contextmanager
-    def _or_end(self, late: str = "") -> Iterator[None]:
-        """While it is spoken with: what comes between leaves it in the middle of something. Raises Ended."""
+    def _or_end(self, late: str = "", rooms: list[Room] | None = None) -> Iterator[None]:
+        """While it is spoken with: what comes between leaves it in the middle of something. Raises Ended.
+
+        Args:
+            late: what is to be said if the time is up.
+            rooms: blocks that are needed meanwhile, and no longer.
+        """
         try:
             yield
         except EOFError:
@@ -275,6 +282,9 @@ class Child:
             self.kill()
             self.end()
             raise
+        finally:
+            if rooms is not None:
+                rooms.clear()  # a traceback refers to who has them
 
     def _keep(self, numbers: Iterable[int]) -> None:
         """It refers to these alone."""

@@ -1,0 +1,47 @@
+"""The flow: files are decoded in as many processes as there are cores, what comes of them is classified in one more."""
+
+from __future__ import annotations
+
+from search.machine import cores
+
+from images.decode import decode
+from images.model import Classifier
+from ubatch import Flow, Step
+
+MOST_WAITING = 256
+"""Files that wait to be decoded at most; a second's worth, about."""
+
+LONGEST_HANDLING = 20.0
+"""Seconds after which a child that still has the same batch is taken for hung."""
+
+LONGEST_START = 120.0
+"""Seconds: a model that no file has yet is trained first."""
+
+
+def create_flow() -> Flow:
+    """Makes the flow: a file's bytes in, the scores of all subjects out, best first.
+
+    A file takes as long to decode in company as alone, so decoding leaves at once and in small batches, which keep
+    all processes busy. The model gains by company: its batches are arrays of whatever has been decoded meanwhile.
+    """
+    return Flow(
+        Step(
+            decode,
+            name="decode",
+            processes=cores(),
+            max_size=4,
+            timeout=0,
+            max_queue=MOST_WAITING,
+            handler_timeout=LONGEST_HANDLING,
+        ),
+        Step(
+            Classifier,
+            name="classify",
+            processes=1,
+            stacked=True,
+            max_size=32,
+            start_timeout=LONGEST_START,
+            handler_timeout=LONGEST_HANDLING,
+        ),
+        name="images",
+    )

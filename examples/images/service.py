@@ -1,0 +1,99 @@
+"""What the web applications share: what they answer, and how they tell that they cannot."""
+
+from __future__ import annotations
+
+import os
+import queue
+import time
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from images.decode import BadImageError, check, decode
+from images.model import Classifier, Score
+from ubatch import Flow
+from ubatch.errors import Stopped, WorkerDied
+from ubatch.flow import StepStats
+
+DEADLINE = 30.0
+"""Seconds within which an image is classified, or refused."""
+
+RETRY_AFTER = "1"
+"""Seconds after which a client that was refused may try again, as HTTP has it."""
+
+REFUSED = (BadImageError, queue.Full, TimeoutError, WorkerDied, Stopped)
+"""What `refusal` knows: QueueFull and DeadlineExceeded are the second and the third."""
+
+_SHOWN = 3
+
+
+def answer(scores: Sequence[Score]) -> dict[str, Any]:
+    """What is sent for an image: the subjects that fit best, with their scores."""
+    return {"labels": [score._asdict() for score in scores[:_SHOWN]]}
+
+
+def refusal(error: Exception) -> tuple[dict[str, str], int, dict[str, str]]:
+    """The JSON, the status and the headers by which one of `REFUSED` is told."""
+    if isinstance(error, BadImageError):
+        return {"error": str(error)}, error.status, {}
+    overloaded = isinstance(error, (queue.Full, TimeoutError))
+    reason = "the service is overloaded" if overloaded else "the process that had the image in hand ended: try again"
+    return {"error": reason}, 503, {"Retry-After": RETRY_AFTER}
+
+
+def classify_here(body: bytes) -> list[Score]:
+    """The same without a flow: both steps in this thread, for comparison.
+
+    Raises:
+        BadImageError: The body is no image.
+    """
+    (pixels,) = decode([check(body)])
+    if isinstance(pixels, BadImageError):
+        raise pixels
+    return _classifier()(pixels[None])[0]
+
+
+def stats(flow: Flow) -> dict[str, Any]:
+    """How the flow is at this moment, and this process. Times are seconds, sizes bytes."""
+    return {"pid": os.getpid(), "cpu_seconds": time.process_time(), "steps": [_step(step) for step in flow.stats.steps]}
+
+
+def health(flow: Flow) -> dict[str, Any]:
+    """Whether images are accepted, and how many children each step has alive."""
+    alive = {}
+    for step in flow.stats.steps:
+        children = step.processes.children if step.processes else ()
+        alive[step.name] = sum(child.alive for child in children)
+    return {"status": "ok" if flow.alive else "stopped", "children": alive}
+
+
+def _step(step: StepStats) -> dict[str, Any]:
+    batches, processes = step.batches, step.processes
+    shown = {
+        "name": step.name,
+        "queued": batches.queued,
+        "running": batches.running,
+        "items": batches.items,
+        "batches": batches.batches,
+        "errors": batches.errors,
+        "size": batches.size.asdict(),
+        "wait": batches.wait.asdict(),
+    }
+    if processes is not None:
+        shown |= {
+            "transfer": processes.transfer.asdict(),
+            "handling": processes.handling.asdict(),
+            "sent": processes.sent,
+            "received": processes.received,
+            "died": processes.died,
+            "children": [
+                {name: getattr(child, name) for name in ("pid", "alive", "memory", "calls")}
+                for child in processes.children
+            ],
+        }
+    return shown
+
+
+@cache
+def _classifier() -> Classifier:
+    return Classifier()

@@ -84,11 +84,11 @@ class Measured:
 
     def throughput(self, one: str, other: str) -> Ratio:
         """Requests per second, one over the other."""
-        return _ratio(self.of(one, "requests_per_second"), self.of(other, "requests_per_second"))
+        return ratio_of(self.of(one, "requests_per_second"), self.of(other, "requests_per_second"))
 
     def work(self, one: str, other: str) -> Ratio:
         """Requests for each second of the processor's, one over the other."""
-        return _ratio(self.of(other, "cpu_per_request"), self.of(one, "cpu_per_request"))
+        return ratio_of(self.of(other, "cpu_per_request"), self.of(one, "cpu_per_request"))
 
 
 def texts_of(entries: Iterable[Entry], count: int) -> list[str]:
@@ -142,7 +142,8 @@ def cosine(one: Sequence[float], other: Sequence[float]) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True)) / length if length else math.nan
 
 
-def _ratio(some: Sequence[float], others: Sequence[float]) -> Ratio:
+def ratio_of(some: Sequence[float], others: Sequence[float]) -> Ratio:
+    """The ratios of figures of the same rounds: median, least and most; NaN where one would divide by zero."""
     ratios = [one / other if other else math.nan for one, other in zip(some, others, strict=True)]
     return Ratio(statistics.median(ratios), min(ratios), max(ratios))
 

@@ -59,6 +59,8 @@ def decode(bodies: Sequence[bytes]) -> list[Pixels | BadImageError]:
 
 def pixels(image: Image.Image) -> Pixels:
     """The middle of an image, as large a square as it has, scaled to what the model looks at."""
+    if image.mode.startswith("I"):  # 16 bits of grey, of which Pillow would keep the lower half
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     fitted = ImageOps.fit(image.convert("RGB"), (SIDE, SIDE), Image.Resampling.BILINEAR)
     return np.asarray(fitted, np.float32) / np.float32(255)
 

@@ -119,7 +119,7 @@ def load_model(folder: Path | None = None) -> Model:
     folder = folder or Path(os.environ.get("IMAGES_CACHE") or cache_folder("ubatch-images"))
     path = folder / f"model-{_digest()}.npz"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return Model(**file)
     except FileNotFoundError:
         pass

@@ -18,30 +18,34 @@ LONGEST_START = 120.0
 """Seconds: a model that no file has yet is trained first."""
 
 
-def create_flow() -> Flow:
+def create_flow(processes: int | None = None) -> Flow:
     """Makes the flow: a file's bytes in, the scores of all subjects out, best first.
 
     A file takes as long to decode in company as alone, so decoding leaves at once and in small batches, which keep
     all processes busy. The model gains by company: its batches are arrays of whatever has been decoded meanwhile.
+
+    Args:
+        processes: How many decode; as many as there are cores if left out; with 0 both steps run in this process.
     """
+    processes = cores() if processes is None else processes
     return Flow(
         Step(
             decode,
             name="decode",
-            processes=cores(),
+            processes=processes,
             max_size=4,
             timeout=0,
             max_queue=MOST_WAITING,
-            handler_timeout=LONGEST_HANDLING,
+            handler_timeout=LONGEST_HANDLING if processes else None,
         ),
         Step(
             Classifier,
             name="classify",
-            processes=1,
+            processes=min(processes, 1),
             stacked=True,
             max_size=32,
             start_timeout=LONGEST_START,
-            handler_timeout=LONGEST_HANDLING,
+            handler_timeout=LONGEST_HANDLING if processes else None,
         ),
         name="images",
     )

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from ubatch.flow import StepStats
+
 from images.decode import BadImageError, check, decode
 from images.model import Classifier, Score
 from ubatch import Flow
 from ubatch.errors import Stopped, WorkerDied
-from ubatch.flow import StepStats
 
 DEADLINE = 30.0
 """Seconds within which an image is classified, or refused."""

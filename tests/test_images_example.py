@@ -440,10 +440,10 @@ def test_live_steps() -> None:
     step |= {"children": [{"pid": 7, "alive": True, "memory": 2**25}, {"pid": 8, "alive": False, "memory": 0}]}
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=120)
+    console = Console(file=io.StringIO(), width=80)
     console.print(report.steps({"pid": 5, "steps": [step]}))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert all(said in shown for said in ("process 5", "decode", "1.0, 3.0", "10, 100", "7: 32", "8: dead"))
+    assert all(said in shown for said in ("process 5", "decode", " 1.0 ", " 3.0 ", " 10 ", " 100 ", "7: 32", "8: dead"))
 
 
 class TestCommandLine:

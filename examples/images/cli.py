@@ -43,12 +43,12 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 
 def _watch(console: Console, server: Server) -> None:
     """Shows how the steps are, again and again, where there is a terminal; comes to no end but by an error."""
+    if not console.is_terminal:
+        server.wait()
     from rich.live import Live
 
     from images.report import steps
 
-    if not console.is_terminal:
-        server.wait()
     with Live(console=console, auto_refresh=False) as live:
         while True:
             live.update(steps(server.get("/stats")), refresh=True)

@@ -104,10 +104,10 @@ def write_figures(path: Path, measured: Measured, clients: Sequence[int], settin
 
 def steps(stats: Mapping[str, Any]) -> Table:
     """How the steps are at this moment, and the children of each: what `/stats` tells."""
-    shown = Table(title=f"process {stats['pid']}", caption="times in ms: median, 99th percentile", min_width=100)
-    shown.add_column("step")
-    for heading in ("queued", "items", "batch", "waiting", "transfer", "handler", "MB in, out", "children: MiB"):
-        shown.add_column(heading, justify="right")
+    shown = Table(title=f"process {stats['pid']}", caption="times in ms: the median, below it the 99th percentile")
+    shown.add_column("step", no_wrap=True)
+    for heading in ("queued", "items", "batch", "wait", "transfer", "handler", "MB in, out", "child: MiB"):
+        shown.add_column(heading, justify="right", no_wrap=True)
     for step in stats["steps"]:
         shown.add_row(
             step["name"],
@@ -117,7 +117,7 @@ def steps(stats: Mapping[str, Any]) -> Table:
             _milliseconds(step["wait"]),
             _milliseconds(step["transfer"]),
             _milliseconds(step["handling"]),
-            f"{step['sent'] / 1e6:.0f}, {step['received'] / 1e6:.0f}",
+            f"{step['sent'] / 1e6:.0f}\n{step['received'] / 1e6:.0f}",
             "\n".join(_child(child) for child in step["children"]),
             end_section=True,
         )
@@ -125,7 +125,7 @@ def steps(stats: Mapping[str, Any]) -> Table:
 
 
 def _milliseconds(times: Mapping[str, float]) -> str:
-    return f"{times['p50'] * 1e3:.1f}, {times['p99'] * 1e3:.1f}"
+    return f"{times['p50'] * 1e3:.1f}\n{times['p99'] * 1e3:.1f}"
 
 
 def _child(child: Mapping[str, Any]) -> str:

@@ -13,5 +13,5 @@ flow = create_flow().start()
 app = create_app(flow)
 
 # The first request need not pay for what happens only once. With `--preload` this runs before the fork: each worker
-# takes the flow over as the parent left it, and goes on with children of its own.
+# takes the flow over as the parent left it, and starts children of its own for the images that come.
 flow.ubatch(encoded(photograph(FILES["cat"])))

@@ -371,7 +371,7 @@ class TestApp:
 
 def sample(endpoint: str, clients: int, rate: float, **failures: int) -> bench.Sample:
     sizes = {"decode": 2.0, "classify": 5.0} if endpoint == "flow" else {}
-    return bench.Sample(endpoint, clients, rate, 0.1, 0.2, 0.03, sizes, 0.99, failures)
+    return bench.Sample(endpoint, clients, rate, 0.1, 0.2, 0.03, 0.004, sizes, 0.99, failures)
 
 
 class TestBench:
@@ -443,7 +443,7 @@ def test_live_steps() -> None:
     console = Console(file=io.StringIO(), width=80)
     console.print(report.steps({"pid": 5, "steps": [step]}))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert all(said in shown for said in ("process 5", "decode", " 1.0 ", " 3.0 ", " 10 ", " 100 ", "7: 32", "8: dead"))
+    assert all(said in shown for said in ("process 5", "decode", "1.0", "3.0", "10", "100", "7: 32", "8: dead"))
 
 
 class TestCommandLine:

@@ -35,6 +35,8 @@ class Sample:
     p99: float
     cpu_per_request: float
     """Of the server's process and all its children: what a busy machine changes least."""
+    others_p90: float
+    """Of requests that need no image, while the images were classified."""
     sizes: dict[str, float]
     """Mean batch of each step; empty without the flow."""
     right: float
@@ -138,6 +140,7 @@ def _measure_once(server: Server, endpoint: str, job: Job) -> tuple[Sample, dict
         percentile(result.latencies, 0.5),
         percentile(result.latencies, 0.99),
         worked / max(answered, 1),
+        percentile(result.others, 0.9),
         _sizes(before["steps"], after["steps"]),
         result.right / max(answered, 1),
         result.failures,

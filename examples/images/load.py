@@ -1,18 +1,27 @@
 """Many clients in one process: each sends a photograph's piece, waits for its labels, sends the next one at once.
 
+Meanwhile one more asks for something that has nothing to do with images, now and then: how long it waits shows what the
+server's other requests have to bear.
+
 Runs as a process of its own (`python -m images.load`), reads a `Job` from its standard input and writes a `Result` to
 its standard output, both as JSON.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import sys
+import threading
+import time
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 
 from embeddings.load import Clients, Sent, post
 
 from images.photographs import encoded, pieces
+
+_PAUSE = 0.01
 
 Labels = list[dict[str, str | float]]
 """The subjects that fit best, each with its `label` and `score`."""
@@ -36,6 +45,8 @@ class Result(Sent):
     """By the number of the image."""
     right: int = 0
     """How many images had their subject for the first label."""
+    others: list[float] = field(default_factory=list)
+    """Seconds that each other request took."""
 
 
 def drive(job: Job) -> Result:
@@ -47,8 +58,29 @@ def drive(job: Job) -> Result:
         labels = result.labels[str(number)] = json.loads(body)["labels"]
         result.right += labels[0]["label"] == drawn[number][0]
 
-    post(job, [(number, encoded(image)) for number, (_, image) in enumerate(drawn)], "image/jpeg", take, result)
+    bodies = [(number, encoded(image)) for number, (_, image) in enumerate(drawn)]
+    over = threading.Event()
+    other = threading.Thread(target=_ask_for_others, args=(job, over, result.others))
+    other.start()
+    try:
+        post(job, bodies, "image/jpeg", take, result)
+    finally:
+        over.set()
+        other.join()
     return result
+
+
+def _ask_for_others(job: Job, over: threading.Event, took: list[float]) -> None:
+    with closing(http.client.HTTPConnection(job.host, job.port, timeout=job.patience)) as connection:
+        while not over.wait(_PAUSE):
+            sent = time.perf_counter()
+            try:
+                connection.request("GET", "/health")
+                connection.getresponse().read()
+            except (OSError, http.client.HTTPException):
+                connection.close()  # whether the server is well is seen by the images
+                continue
+            took.append(time.perf_counter() - sent)
 
 
 if __name__ == "__main__":

@@ -33,13 +33,19 @@ _PACKAGES = (
 def table(measured: Measured, clients: Sequence[int], title: str) -> Table:
     """One line for each number of clients and endpoint: medians of the rounds.
 
-    "CPU ms" is the time on a core for each request, of the server's process and its children; "others ms" what 9 of
+    Times are milliseconds. "CPU" is the time on a core for each request, of the server's process and its children; "others" what 9 of
     10 requests that need no image take meanwhile at most; "batches" the mean sizes of the flow's, step by step.
     """
-    shown = Table(title=title, caption="\n".join(findings(measured, clients)), caption_justify="left")
+    shown = Table(
+        title=title,
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption="\n".join(findings(measured, clients)),
+        caption_justify="left",
+    )
     shown.add_column("clients", justify="right")
     shown.add_column("endpoint")
-    for heading in ("requests/s", "(all rounds)", "p50 ms", "p99 ms", "CPU ms", "others ms", "batches"):
+    for heading in ("requests/s", "p50 ms", "p99 ms", "CPU ms", "others", "batches"):
         shown.add_column(heading, justify="right", no_wrap=True)
     for count in clients:
         for endpoint in ENDPOINTS:
@@ -49,8 +55,7 @@ def table(measured: Measured, clients: Sequence[int], title: str) -> Table:
             shown.add_row(
                 str(count),
                 endpoint,
-                f"{rate:.0f}",
-                f"{min(rates):.0f} - {max(rates):.0f}",
+                f"{rate:.0f} ({min(rates):.0f} - {max(rates):.0f})",
                 f"{p50 * 1e3:.1f}",
                 f"{p99 * 1e3:.1f}",
                 f"{cpu * 1e3:.1f}",

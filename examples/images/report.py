@@ -33,8 +33,9 @@ _PACKAGES = (
 def table(measured: Measured, clients: Sequence[int], title: str) -> Table:
     """One line for each number of clients and endpoint: medians of the rounds.
 
-    Times are milliseconds. "CPU" is the time on a core for each request, of the server's process and its children; "others" what 9 of
-    10 requests that need no image take meanwhile at most; "batches" the mean sizes of the flow's, step by step.
+    Times are milliseconds. "CPU" is the time on a core for each request, of the server's process and its children;
+    "others" what 9 of 10 requests that need no image take meanwhile at most; "batches" the mean sizes of the flow's,
+    step by step.
     """
     shown = Table(
         title=title,
@@ -71,9 +72,11 @@ def findings(measured: Measured, clients: Sequence[int]) -> list[str]:
     sentences = []
     for count in clients:
         rate = measured.throughput(count)
+        flow, here = (measured.median(name, count, "others_p90") * 1e3 for name in ("flow", "here"))
         sentences.append(
             f"With {count} client{'s' * (count > 1)} the flow serves {rate.median:.2f} times the requests/s of the "
-            f"request's own thread ({rate.least:.2f} to {rate.most:.2f})."
+            f"request's own thread ({rate.least:.2f} to {rate.most:.2f}); 9 of 10 other requests take at most "
+            f"{flow:.0f} ms meanwhile, rather than {here:.0f} ms."
         )
     alike = "all alike" if not measured.different else f"{measured.different} of them differently"
     sentences.append(f"Both endpoints classified {measured.compared} images, {alike}.")

@@ -431,17 +431,20 @@ class TestBench:
 
 
 def test_live_steps() -> None:
-    """Each step has a line with its children, those that are dead too."""
+    """Each step has a line with its children, those that are dead too; one that has none shows the rest."""
     times = {"count": 1, "mean": 0.001, "p50": 0.001, "p90": 0.002, "p99": 0.003}
-    step = {"name": "decode", "queued": 3, "items": 10, "size": times, "wait": times, "transfer": times}
-    step |= {"handling": times, "sent": 10**7, "received": 10**8}
+    step = {"name": "decode", "queued": 3, "items": 10, "size": times, "wait": times}
+    rest = dict(step)
+    step |= {"transfer": times, "handling": times, "sent": 10**7, "received": 10**8}
     step |= {"children": [{"pid": 7, "alive": True, "memory": 2**25}, {"pid": 8, "alive": False, "memory": 0}]}
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=80)
-    console.print(report.steps({"pid": 5, "steps": [step]}))
+    console.print(report.steps({"pid": 5, "steps": [step, {**rest, "name": "classify"}]}))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert all(said in shown for said in ("process 5", "decode", "1.0", "3.0", "10", "100", "7: 32", "8: dead"))
+    assert all(
+        said in shown for said in ("process 5", "decode", "classify", "1.0", "3.0", "10", "100", "7: 32", "8: dead")
+    )
 
 
 class TestCommandLine:

@@ -12,14 +12,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from aiohttp import web
 
 from images.decode import LONGEST_BODY, check
-from images.pipeline import create_flow
+from images.pipeline import Images, create_flow
 from images.service import DEADLINE, REFUSED, answer, classify_here, health, refusal, stats
-from ubatch import Flow
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def create_app(flow: Flow | None = None, deadline: float = DEADLINE) -> web.Application:
+def create_app(flow: Images | None = None, deadline: float = DEADLINE) -> web.Application:
     """Makes the application, which starts the flow before it serves, and stops it in the end.
 
     Args:

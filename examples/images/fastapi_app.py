@@ -15,12 +15,11 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from images.decode import LONGEST_BODY, check
-from images.pipeline import create_flow
+from images.pipeline import Images, create_flow
 from images.service import DEADLINE, REFUSED, answer, classify_here, health, refusal, stats
-from ubatch import Flow
 
 
-def create_app(flow: Flow | None = None, deadline: float = DEADLINE) -> FastAPI:
+def create_app(flow: Images | None = None, deadline: float = DEADLINE) -> FastAPI:
     """Makes the application, which starts the flow before it serves, and stops it in the end.
 
     Args:

@@ -6,11 +6,11 @@ from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from images.decode import LONGEST_BODY, check
+from images.pipeline import Images
 from images.service import DEADLINE, REFUSED, answer, classify_here, health, refusal, stats
-from ubatch import Flow
 
 
-def create_app(flow: Flow, deadline: float = DEADLINE) -> Flask:
+def create_app(flow: Images, deadline: float = DEADLINE) -> Flask:
     """Makes the application.
 
     `/classify` takes a JPEG or a PNG by POST, as the body, and answers with

@@ -5,8 +5,11 @@ from __future__ import annotations
 from search.machine import cores
 
 from images.decode import decode
-from images.model import Classifier
+from images.model import Classifier, Score
 from ubatch import Flow, Step
+
+Images = Flow[bytes, list[Score]]
+"""From a file's bytes to the scores of all subjects."""
 
 MOST_WAITING = 256
 """Files that wait to be decoded at most; a second's worth, about."""
@@ -18,7 +21,7 @@ LONGEST_START = 120.0
 """Seconds: a model that no file has yet is trained first."""
 
 
-def create_flow(processes: int | None = None) -> Flow:
+def create_flow(processes: int | None = None) -> Images:
     """Makes the flow: a file's bytes in, the scores of all subjects out, best first.
 
     A file takes as long to decode in company as alone, so decoding leaves at once and in small batches, which keep
@@ -28,6 +31,9 @@ def create_flow(processes: int | None = None) -> Flow:
         processes: How many decode; as many as there are cores if left out; with 0 both steps run in this process.
     """
     processes = cores() if processes is None else processes
+    limits: dict[str, float] = (
+        {"handler_timeout": LONGEST_HANDLING, "start_timeout": LONGEST_START} if processes else {}
+    )
     return Flow(
         Step(
             decode,
@@ -36,16 +42,8 @@ def create_flow(processes: int | None = None) -> Flow:
             max_size=4,
             timeout=0,
             max_queue=MOST_WAITING,
-            handler_timeout=LONGEST_HANDLING if processes else None,
+            **limits,
         ),
-        Step(
-            Classifier,
-            name="classify",
-            processes=min(processes, 1),
-            stacked=True,
-            max_size=32,
-            start_timeout=LONGEST_START,
-            handler_timeout=LONGEST_HANDLING if processes else None,
-        ),
+        Step(Classifier, name="classify", processes=min(processes, 1), stacked=True, max_size=32, **limits),
         name="images",
     )

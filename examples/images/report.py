@@ -124,16 +124,18 @@ def steps(stats: Mapping[str, Any]) -> Table:
     for heading in ("queue", "items", "batch", "wait", "transfer", "handler", "MB", "child: MiB"):
         shown.add_column(heading, justify="right", no_wrap=True)
     for step in stats["steps"]:
+        processes = ["-"] * 4
+        if "children" in step:
+            processes = [_milliseconds(step["transfer"]), _milliseconds(step["handling"])]
+            processes += [f"{step['sent'] / 1e6:.0f}\n{step['received'] / 1e6:.0f}"]
+            processes += ["\n".join(_child(child) for child in step["children"])]
         shown.add_row(
             step["name"],
             str(step["queued"]),
             str(step["items"]),
             f"{step['size']['mean']:.1f}",
             _milliseconds(step["wait"]),
-            _milliseconds(step["transfer"]),
-            _milliseconds(step["handling"]),
-            f"{step['sent'] / 1e6:.0f}\n{step['received'] / 1e6:.0f}",
-            "\n".join(_child(child) for child in step["children"]),
+            *processes,
             end_section=True,
         )
     return shown

@@ -54,24 +54,35 @@ def classify_here(body: bytes) -> list[Score]:
     return _classifier()(pixels[None])[0]
 
 
-def stats(flow: Flow) -> dict[str, Any]:
-    """How the flow is at this moment, and this process. Times are seconds, sizes bytes."""
-    return {"pid": os.getpid(), "cpu_seconds": time.process_time(), "steps": [_step(step) for step in flow.stats.steps]}
+def stats(flow: Flow[Any, Any]) -> dict[str, Any]:
+    """How the flow is at this moment, and this process. Times are seconds, sizes bytes.
+
+    Of its child processes a step tells as soon as it has been used here: a process that was forked starts its own.
+    """
+    return {
+        "pid": os.getpid(),
+        "cpu_seconds": time.process_time(),
+        "steps": [_step(flow, step) for step in flow.stats.steps],
+    }
 
 
-def health(flow: Flow) -> dict[str, Any]:
+def health(flow: Flow[Any, Any]) -> dict[str, Any]:
     """Whether images are accepted, and how many children each step has alive."""
     alive = {}
     for step in flow.stats.steps:
         children = step.processes.children if step.processes else ()
-        alive[step.name] = sum(child.alive for child in children)
+        alive[_name(flow, step)] = sum(child.alive for child in children)
     return {"status": "ok" if flow.alive else "stopped", "children": alive}
 
 
-def _step(step: StepStats) -> dict[str, Any]:
+def _name(flow: Flow[Any, Any], step: StepStats) -> str:
+    return step.name.removeprefix(f"{flow.name}.")
+
+
+def _step(flow: Flow[Any, Any], step: StepStats) -> dict[str, Any]:
     batches, processes = step.batches, step.processes
     shown = {
-        "name": step.name,
+        "name": _name(flow, step),
         "queued": batches.queued,
         "running": batches.running,
         "items": batches.items,

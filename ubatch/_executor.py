@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from typing import Any
 
+    from ._process_stats import ProcessStats
+
 _living: dict[int, weakref.ref[Renewable]] = {}  # every one, by id; operations on a dict are atomic
 
 
@@ -59,6 +61,7 @@ class Renewable:
         self._given = given
         self._executor: Any = given if is_executor(given) else None
         self._lock = _native.reentrant_lock()  # guards the setting of _executor
+        self._past: ProcessStats | None = None  # what processes did of executors that were replaced
         self._inherited: list[Any] = []  # a parent's: not to be collected, as that would speak to the parent's children
         _living[id(self)] = weakref.ref(self, functools.partial(_forget, id(self)))
 
@@ -126,7 +129,7 @@ class Renewable:
         with self._lock:
             executor = self._executor
             if executor is not None and executor is not self._given:
-                self._executor = None
+                self._drop(executor)
                 executor.shutdown(wait=wait)
 
     def abandon(self) -> None:
@@ -134,13 +137,29 @@ class Renewable:
         self._lock = _native.reentrant_lock()  # who holds the other one is given up
         executor = self._executor
         if executor is not None and executor is not self._given:
-            self._executor = None
+            self._drop(executor)
             # as a `ProcessPoolExecutor` has it, from Python 3.14 on
             getattr(executor, "kill_workers", functools.partial(executor.shutdown, wait=False))()
+
+    def _drop(self, executor: Any) -> None:
+        """It is of no use any more; what it did is remembered."""
+        stats = self.stats
+        self._past = None if stats is None else stats.without_children()
+        self._executor = None
+
+    @property
+    def stats(self) -> ProcessStats | None:
+        """What child processes have done, if they are ours."""
+        executor, past = self._executor, self._past
+        if not _is_ours(executor):
+            return past
+        stats: ProcessStats = executor.stats
+        return stats if past is None else past + stats
 
     def _forked(self) -> None:
         """In the child: the parent's executor has no threads here. No inherited lock is touched."""
         self._lock = _native.reentrant_lock()
+        self._past = None
         if _is_ours(self._executor):  # it has seen to that itself
             return
         self._inherited.append(self._executor)

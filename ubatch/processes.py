@@ -19,8 +19,8 @@ from . import _native
 from ._children import METHODS, RemoteTraceback, Setup
 from ._crew import Crew, settle
 from ._options import checked_timeout, checked_workers
+from ._process_stats import ChildStats, ProcessStats
 from ._stacks import stack
-from ._tally import ChildStats, ProcessStats
 from ._typing import TypeVar
 from ._waiters import blocking, deliver
 from .core import UBatch

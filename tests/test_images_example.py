@@ -340,9 +340,12 @@ class TestApp:
         client.post("/classify", data=CAT)
         client.post("/classify", data=CAT[:999])
         shown = client.get("/stats").get_json()
-        assert [step["name"] for step in shown["steps"]] == ["decode", "classify"]
+        assert [step["name"] for step in shown["steps"]] == ["images.decode", "images.classify"]
         assert [step["items"] for step in shown["steps"]] == [2, 1]
-        assert client.get("/health").get_json() == {"status": "ok", "children": {"decode": 0, "classify": 0}}
+        assert client.get("/health").get_json() == {
+            "status": "ok",
+            "children": {"images.decode": 0, "images.classify": 0},
+        }
 
     @pytest.mark.parametrize(
         ("error", "status", "said"),
@@ -370,7 +373,7 @@ class TestApp:
 
 
 def sample(endpoint: str, clients: int, rate: float, **failures: int) -> bench.Sample:
-    sizes = {"decode": 2.0, "classify": 5.0} if endpoint == "flow" else {}
+    sizes = {"images.decode": 2.0, "images.classify": 5.0} if endpoint == "flow" else {}
     return bench.Sample(endpoint, clients, rate, 0.1, 0.2, 0.03, 0.004, sizes, 0.99, failures)
 
 
@@ -406,7 +409,7 @@ class TestBench:
         found = bench.Measured(samples, 20, 0)
         assert found.is_right
         assert (found.throughput(8).median, found.throughput(8).least, found.throughput(8).most) == (2, 1, 3)
-        assert found.size("classify", 8) == 5
+        assert found.size("images.classify", 8) == 5
         said = report.findings(found, [8])
         assert said == [
             "With 8 clients the flow serves 2.00 times the requests/s of the request's own thread (1.00 to 3.00); "
@@ -433,17 +436,19 @@ class TestBench:
 def test_live_steps() -> None:
     """Each step has a line with its children, those that are dead too; one that has none shows the rest."""
     times = {"count": 1, "mean": 0.001, "p50": 0.001, "p90": 0.002, "p99": 0.003}
-    step = {"name": "decode", "queued": 3, "items": 10, "size": times, "wait": times}
-    rest = dict(step)
-    step |= {"transfer": times, "handling": times, "sent": 10**7, "received": 10**8}
-    step |= {"children": [{"pid": 7, "alive": True, "memory": 2**25}, {"pid": 8, "alive": False, "memory": 0}]}
+    step = {"name": "images.decode", "queued": 3, "items": 10, "size": times, "wait": times}
+    children = [(7, True, 2**25), (8, False, 0), (0, False, 0)]
+    processes = {"transfer": times, "handling": times, "sent": 10**7, "received": 10**8}
+    processes["children"] = [dict(zip(("pid", "alive", "memory"), child, strict=True)) for child in children]
+    both = [{**step, "processes": processes}, {**step, "name": "images.classify", "processes": None}]
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=80)
-    console.print(report.steps({"pid": 5, "steps": [step, {**rest, "name": "classify"}]}))
+    console.print(report.steps({"pid": 5, "steps": both}))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(
-        said in shown for said in ("process 5", "decode", "classify", "1.0", "3.0", "10", "100", "7: 32", "8: dead")
+        said in shown
+        for said in ("process 5", "decode", "classify", "1.0", "3.0", "10", "100", "7: 32", "8: dead", "not started")
     )
 
 

@@ -74,6 +74,12 @@ def drive(started: Server, endpoint: str, clients: int = CLIENTS, images: int = 
     return load.drive(load.Job(HOST, started.port, bench.ENDPOINTS[endpoint], clients, images=images, seed=99))
 
 
+def children(started: Server, step: int) -> list[dict[str, Any]]:
+    """The child processes of a step, by their number."""
+    found: list[dict[str, Any]] = started.get("/stats")["steps"][step]["processes"]["children"]
+    return found
+
+
 def eventually(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
@@ -135,7 +141,7 @@ def test_service(kind: str, preload: bool, cache: Path) -> None:
     with server(kind, preload=preload, cache=cache) as started:
         assert send(started.port)[0] == 200
         ready = 1 if preload else cores()  # after a fork a child is started by the first batch that needs it
-        assert started.get("/health") == {"status": "ok", "children": {"decode": ready, "classify": 1}}
+        assert started.get("/health") == {"status": "ok", "children": {"images.decode": ready, "images.classify": 1}}
         before = started.get("/stats")
         with Annoyance(started.port) as annoyance:
             flow = drive(started, "flow")
@@ -150,7 +156,8 @@ def test_service(kind: str, preload: bool, cache: Path) -> None:
         after = started.get("/stats")
         assert after["pid"] == before["pid"]
         decoded, classified = (
-            {name: new[name] - old[name] for name in ("items", "batches", "errors", "sent", "received")}
+            {name: new[name] - old[name] for name in ("items", "batches", "errors")}
+            | {name: new["processes"][name] - old["processes"][name] for name in ("sent", "received")}
             for old, new in zip(before["steps"], after["steps"], strict=True)
         )
         broken = annoyance.statuses.count(400) * 2 // 3  # the empty ones never got there
@@ -161,13 +168,15 @@ def test_service(kind: str, preload: bool, cache: Path) -> None:
         if kind != "sync":  # serves one request at a time: nothing to batch
             assert classified["items"] > 1.2 * classified["batches"]
         for step in after["steps"]:
-            assert (step["queued"], step["running"], step["died"]) == (0, 0, 0)
-            assert step["transfer"]["count"] > 0 and step["handling"]["p50"] > 0
-            assert all(child["alive"] and child["memory"] > 2**20 for child in step["children"])
+            processes = step["processes"]
+            assert (step["queued"], step["running"], processes["died"]) == (0, 0, 0)
+            assert processes["transfer"]["count"] > 0 and processes["handling"]["p50"] > 0
+            used = [child for child in processes["children"] if child["calls"]]
+            assert used and all(child["alive"] and child["memory"] > 2**20 for child in used)
 
         family = Family(started)
-        children = {child["pid"] for step in after["steps"] for child in step["children"]}
-        assert children < {each.pid for each in family.members}
+        pids = {child["pid"] for step in (0, 1) for child in children(started, step)} - {0}
+        assert pids < {each.pid for each in family.members}
         family.head.terminate()
         eventually(family.has_gone)
         assert "Traceback" not in started.log()
@@ -179,12 +188,12 @@ def test_a_child_that_is_killed(kind: str, step: int, cache: Path) -> None:
     """What it had in hand is refused with 503, once; it is replaced, and what follows is served."""
     with server(kind, cache=cache) as started:
         drive(started, "flow", images=CLIENTS)
-        children = started.get("/stats")["steps"][step]["children"]
+        before = children(started, step)
         results: list[load.Result] = []
         thread = threading.Thread(target=lambda: results.append(drive(started, "flow", images=300)))
         thread.start()
         eventually(lambda: started.get("/stats")["steps"][step]["running"])
-        os.kill(children[0]["pid"], signal.SIGKILL)
+        os.kill(before[0]["pid"], signal.SIGKILL)
         thread.join()
         (result,) = results
         assert set(result.failures) <= {"status 503"}
@@ -192,10 +201,9 @@ def test_a_child_that_is_killed(kind: str, step: int, cache: Path) -> None:
         assert len(result.labels) + refused == 300
         assert refused <= 2 * CLIENTS  # at most a batch that ran, and one that was sent to who is dead
         assert result.right >= 0.95 * len(result.labels)
-        eventually(lambda: all(child["alive"] for child in started.get("/stats")["steps"][step]["children"]))
-        later = started.get("/stats")["steps"][step]
-        assert later["died"] == 1
-        assert children[0]["pid"] not in {child["pid"] for child in later["children"]}
+        eventually(lambda: all(child["alive"] for child in children(started, step)))
+        assert started.get("/stats")["steps"][step]["processes"]["died"] == 1
+        assert before[0]["pid"] not in {child["pid"] for child in children(started, step)}
         assert send(started.port)[0] == 200
         family = Family(started)
         family.head.terminate()
@@ -206,7 +214,7 @@ def test_a_batch_of_a_killed_child(cache: Path) -> None:
     """A child that is stopped holds its batch; once it is killed its sender gets 503, and the next one is served."""
     with server("gthread", cache=cache) as started:
         assert send(started.port)[0] == 200
-        (child,) = started.get("/stats")["steps"][1]["children"]
+        (child,) = children(started, 1)
         os.kill(child["pid"], signal.SIGSTOP)
         answers: list[tuple[int, Any]] = []
         thread = threading.Thread(target=lambda: answers.append(send(started.port)))

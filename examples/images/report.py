@@ -52,7 +52,7 @@ def table(measured: Measured, clients: Sequence[int], title: str) -> Table:
         for endpoint in ENDPOINTS:
             rates = [sample.requests_per_second for sample in measured.of(endpoint, count)]
             rate, p50, p99, cpu, others, _ = (measured.median(endpoint, count, figure) for figure in _FIGURES)
-            sizes = [f"{measured.size(step, count):.1f}" for step in ("decode", "classify")]
+            sizes = [f"{measured.size(step, count):.1f}" for step in ("images.decode", "images.classify")]
             shown.add_row(
                 str(count),
                 endpoint,
@@ -124,18 +124,18 @@ def steps(stats: Mapping[str, Any]) -> Table:
     for heading in ("queue", "items", "batch", "wait", "transfer", "handler", "MB", "child: MiB"):
         shown.add_column(heading, justify="right", no_wrap=True)
     for step in stats["steps"]:
-        processes = ["-"] * 4
-        if "children" in step:
-            processes = [_milliseconds(step["transfer"]), _milliseconds(step["handling"])]
-            processes += [f"{step['sent'] / 1e6:.0f}\n{step['received'] / 1e6:.0f}"]
-            processes += ["\n".join(_child(child) for child in step["children"])]
+        cells = ["-"] * 4
+        if processes := step["processes"]:
+            cells = [_milliseconds(processes["transfer"]), _milliseconds(processes["handling"])]
+            cells += [f"{processes['sent'] / 1e6:.0f}\n{processes['received'] / 1e6:.0f}"]
+            cells += ["\n".join(_child(child) for child in processes["children"])]
         shown.add_row(
-            step["name"],
+            step["name"].rpartition(".")[2],
             str(step["queued"]),
             str(step["items"]),
             f"{step['size']['mean']:.1f}",
             _milliseconds(step["wait"]),
-            *processes,
+            *cells,
             end_section=True,
         )
     return shown
@@ -146,4 +146,6 @@ def _milliseconds(times: Mapping[str, float]) -> str:
 
 
 def _child(child: Mapping[str, Any]) -> str:
+    if not child["pid"]:
+        return "not started"
     return f"{child['pid']}: {child['memory'] / 2**20:.0f}" if child["alive"] else f"{child['pid']}: dead"

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import queue
-import time
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
-
-from ubatch.flow import StepStats
 
 from images.decode import BadImageError, check, decode
 from images.model import Classifier, Score
@@ -55,15 +52,8 @@ def classify_here(body: bytes) -> list[Score]:
 
 
 def stats(flow: Flow[Any, Any]) -> dict[str, Any]:
-    """How the flow is at this moment, and this process. Times are seconds, sizes bytes.
-
-    Of its child processes a step tells as soon as it has been used here: a process that was forked starts its own.
-    """
-    return {
-        "pid": os.getpid(),
-        "cpu_seconds": time.process_time(),
-        "steps": [_step(flow, step) for step in flow.stats.steps],
-    }
+    """What the flow has done, step by step, and how its child processes are. Times are seconds, sizes bytes."""
+    return {"pid": os.getpid(), **flow.stats.asdict()}
 
 
 def health(flow: Flow[Any, Any]) -> dict[str, Any]:
@@ -71,39 +61,8 @@ def health(flow: Flow[Any, Any]) -> dict[str, Any]:
     alive = {}
     for step in flow.stats.steps:
         children = step.processes.children if step.processes else ()
-        alive[_name(flow, step)] = sum(child.alive for child in children)
+        alive[step.name] = sum(child.alive for child in children)
     return {"status": "ok" if flow.alive else "stopped", "children": alive}
-
-
-def _name(flow: Flow[Any, Any], step: StepStats) -> str:
-    return step.name.removeprefix(f"{flow.name}.")
-
-
-def _step(flow: Flow[Any, Any], step: StepStats) -> dict[str, Any]:
-    batches, processes = step.batches, step.processes
-    shown = {
-        "name": _name(flow, step),
-        "queued": batches.queued,
-        "running": batches.running,
-        "items": batches.items,
-        "batches": batches.batches,
-        "errors": batches.errors,
-        "size": batches.size.asdict(),
-        "wait": batches.wait.asdict(),
-    }
-    if processes is not None:
-        shown |= {
-            "transfer": processes.transfer.asdict(),
-            "handling": processes.handling.asdict(),
-            "sent": processes.sent,
-            "received": processes.received,
-            "died": processes.died,
-            "children": [
-                {name: getattr(child, name) for name in ("pid", "alive", "memory", "calls")}
-                for child in processes.children
-            ],
-        }
-    return shown
 
 
 @cache

@@ -188,6 +188,7 @@ class TestDecode:
             (png_of_size(8_000, 8_000), "more than 40000000 pixels", 413),
             (png_of_size(0, 5), "cannot be read", 400),
         ],
+        ids=["end", "middle", "start", "half", "zeros", "no pixels", "bomb", "too large", "nothing"],
     )
     def test_broken(self, body: bytes, message: str, status: int | None) -> None:
         """A broken file, or one that unpacks to more than there is room for, is refused; its neighbours are not."""

@@ -64,12 +64,11 @@ class Model:
     weights: Array
 
     def features(self, images: Array) -> Array:
-        """What the filters find, of either sign, in each quarter of each image: shape (n, 8 * filters)."""
-        found = (_patches(_shrunk(images)) - self.mean) @ self.filters
+        """What the filters find, in each quarter of each image: shape (n, 4 * filters)."""
+        found = np.maximum((_patches(_shrunk(images)) - self.mean) @ self.filters, 0)
         top, left = found.shape[1] // 2, found.shape[2] // 2
         quarters = [
-            part[:, rows, columns].mean((1, 2))
-            for part in (np.maximum(found, 0), np.maximum(-found, 0))
+            found[:, rows, columns].mean((1, 2))
             for rows in (slice(None, top), slice(top, None))
             for columns in (slice(None, left), slice(left, None))
         ]
@@ -81,8 +80,7 @@ class Model:
         Args:
             images: Shape (n, SIDE, SIDE, 3), from 0 to 1.
         """
-        fit = _SHARPNESS * _with_constant(self.features(images)) @ self.weights
-        fit = np.exp(fit - fit.max(axis=1, keepdims=True))
+        fit = np.exp(_SHARPNESS * _with_constant(self.features(images)) @ self.weights)
         return fit / fit.sum(axis=1, keepdims=True)
 
 
@@ -148,7 +146,7 @@ def train(seed: int = _SEED) -> Model:
     white = (patches[:_FILTERS] - mean) @ whiten
     filters = (whiten @ (white / np.linalg.norm(white, axis=1, keepdims=True)).T).astype(np.float32)
 
-    model = Model(mean, filters, np.zeros((8 * _FILTERS + 1, len(photographs.SUBJECTS)), np.float32))
+    model = Model(mean, filters, np.zeros((4 * _FILTERS + 1, len(photographs.SUBJECTS)), np.float32))
     seen = _with_constant(model.features(images))
     fit = np.linalg.solve(seen.T @ seen + _RIDGE * np.eye(seen.shape[1]), seen.T @ (2 * wanted - 1))
     return Model(mean, filters, fit.astype(np.float32))

@@ -656,6 +656,28 @@ def test_from_an_event_loop(make):
     assert asyncio.run(main()) == [2 * n for n in range(50)]
 
 
+def test_one_that_cannot_be_sent_disturbs_nobody(make):
+    """Neither on its way in, nor on its way out; nor does an error that cannot be unpickled."""
+    items: list[Any] = [1, threading.Lock(), 3, lambda: None, 5]
+    with UBatch(8, 10.0, handler=aliens.names, executor=make(1)) as batch:
+        futures = [batch.submit(item) for item in [*items, "lock", "odd", 8]]
+        errors = [future.exception(PATIENCE) for future in futures]
+        assert [future.result() for future in futures if future.exception() is None] == ["int", "int", "int", "int"]
+        assert [number for number, error in enumerate(errors) if error is not None] == [1, 3, 5, 6]
+        assert "pickle" in str(errors[1])
+        assert "lambda" in str(errors[3])
+        assert "the result, a lock, cannot be sent" in str(errors[5])
+        assert "Odd: a: b" in str(errors[6])
+        assert batch.stats.batches == 1
+
+
+def test_all_that_cannot_be_sent(make):
+    with UBatch(2, 10.0, handler=aliens.names, executor=make(1)) as batch:
+        for error in [batch.submit(threading.Lock()) for _ in range(2)]:
+            with pytest.raises(TypeError, match="pickle"):
+                error.result(PATIENCE)
+
+
 # -- statistics -----------------------------------------------------------------------------------------------
 
 

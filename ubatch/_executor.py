@@ -19,15 +19,18 @@ from __future__ import annotations
 import contextvars
 import functools
 import os
+import pickle
 import sys
 import weakref
 
 from . import _native
+from ._attempt import listed
+from ._parcels import Unpackable
 from .errors import WorkerDied
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
     from typing import Any
 
@@ -79,7 +82,7 @@ class Renewable:
         """
         executor = self._present()
         if _is_ours(executor):  # this very thread can see to it
-            return executor, functools.partial(executor.call, executed.function_for(executor), *args, **kwargs)
+            return executor, functools.partial(executor._run, executed.function_for(executor), args, kwargs)
         try:
             return executor, executor.submit(executed.function_for(executor), *args, **kwargs).result
         except RuntimeError as error:  # it has not taken the call
@@ -242,6 +245,8 @@ class Executed:
             return _records.told(answer) if _is_process_pool(executor) else answer
         except _records.Failed as failed:
             raise _records.raised(failed) from failed.__cause__
+        except Unpackable as error:
+            return self._without_bad(args, kwargs, error)
         except RuntimeError as error:
             if not _tells_of_breakage(error):
                 raise
@@ -250,6 +255,23 @@ class Executed:
             raise WorkerDied(self._name, str(error)) from error
         finally:
             del self, executor, wait, args, kwargs  # a traceback refers to this frame: to nobody's items
+
+    def _without_bad(self, args: tuple[Any, ...], kwargs: dict[str, Any], error: Unpackable) -> Any:
+        """Some items cannot be sent: theirs is the error alone. Raises what `__call__` does."""
+        columns = [*args, *kwargs.values()]
+        if not all(type(column) is list for column in columns):  # one thing made of all items
+            raise error.__cause__ or error
+        items = [*zip(*columns, strict=True)]
+        errors = {number: bad for number, item in enumerate(items) if (bad := _unsendable(item)) is not None}
+        if not errors:
+            raise error.__cause__ or error
+        left = [number for number in range(len(items)) if number not in errors]
+        results: Sequence[Any] = ()
+        if left:
+            some = [[column[number] for number in left] for column in columns]
+            named = dict(zip(kwargs, some[len(args) :], strict=True))
+            results = listed(self(*some[: len(args)], **named), len(left))
+        return [errors[number] if number in errors else results[left.index(number)] for number in range(len(items))]
 
     def function_for(self, executor: Any) -> Callable[..., Any]:
         """What to submit to an executor."""
@@ -270,6 +292,15 @@ class Executed:
             return self._handler(*args, **kwargs)
         finally:
             self._threads.discard(thread)
+
+
+def _unsendable(item: Any) -> BaseException | None:
+    """Why it cannot be pickled, if so."""
+    try:
+        pickle.dumps(item, 5)
+    except Exception as error:
+        return error.with_traceback(None)
+    return None
 
 
 def _forget(key: int, _: object) -> None:

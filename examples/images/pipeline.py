@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from search.machine import cores
 
 from images.decode import decode
@@ -31,9 +33,7 @@ def create_flow(processes: int | None = None) -> Images:
         processes: How many decode; as many as there are cores if left out; with 0 both steps run in this process.
     """
     processes = cores() if processes is None else processes
-    limits: dict[str, float] = (
-        {"handler_timeout": LONGEST_HANDLING, "start_timeout": LONGEST_START} if processes else {}
-    )
+    limits: dict[str, Any] = {"handler_timeout": LONGEST_HANDLING, "start_timeout": LONGEST_START} if processes else {}
     return Flow(
         Step(
             decode,

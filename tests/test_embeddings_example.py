@@ -294,7 +294,7 @@ class TestLoad:
         """By whichever client is free; every answer is timed and kept."""
         received: list[str] = []
         texts = [f"text {number}" for number in range(50)]
-        result = load.drive(load.Job("127.0.0.1", serve(lambda _: 200, received), "/", texts, 4))
+        result = load.drive(load.Job("127.0.0.1", serve(lambda _: 200, received), "/", 4, texts=texts))
         assert sorted(received) == sorted(texts)
         assert result.embeddings == {each: vector(each) for each in texts}
         assert (len(result.latencies), result.failures) == (50, {})
@@ -304,14 +304,15 @@ class TestLoad:
         """Bad statuses and lost connections are counted by kind, and what follows them is sent all the same."""
         statuses = {"full": 503, "lost": 0}
         port = serve(lambda written: statuses.get(written, 200), [])
-        result = load.drive(load.Job("127.0.0.1", port, "/", ["a", "full", "lost", "b"], 1))
+        result = load.drive(load.Job("127.0.0.1", port, "/", 1, texts=["a", "full", "lost", "b"]))
         assert list(result.embeddings) == ["a", "b"]
         assert result.failures == {"status 503": 1, "connection: RemoteDisconnected": 1}
 
     def test_it_comes_to_an_end(self, serve: Callable[..., int]) -> None:
         """After its time no further text is sent; those that are left count as failures."""
         port = serve(lambda _: time.sleep(0.02) or 200, [])
-        result = load.drive(load.Job("127.0.0.1", port, "/", [str(number) for number in range(1000)], 2, limit=0.2))
+        texts = [str(number) for number in range(1000)]
+        result = load.drive(load.Job("127.0.0.1", port, "/", 2, limit=0.2, texts=texts))
         sent = len(result.latencies)
         assert 0 < sent < 1000
         assert result.failures == {"not sent in time": 1000 - sent}
@@ -320,15 +321,15 @@ class TestLoad:
         """Without a server each text is a failure."""
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
-            result = load.drive(load.Job("127.0.0.1", taken.getsockname()[1], "/", ["a", "b"], 8))
+            result = load.drive(load.Job("127.0.0.1", taken.getsockname()[1], "/", 8, texts=["a", "b"]))
         assert result.failures == {"connection: ConnectionRefusedError": 2}
 
     def test_its_process(self, serve: Callable[..., int]) -> None:
         """Run as a process, it gives the same; one that fails is told of with its last words."""
-        job = load.Job("127.0.0.1", serve(lambda _: 200, []), "/", ["a", "ü"], 2)
+        job = load.Job("127.0.0.1", serve(lambda _: 200, []), "/", 2, texts=["a", "ü"])
         assert bench.run_clients(job).embeddings == {"a": vector("a"), "ü": vector("ü")}
         with pytest.raises(bench.LoadError, match=r"the clients failed: (?s:.*)TypeError"):
-            bench.run_clients(load.Job("127.0.0.1", 1, "/", None, 2))  # type: ignore[arg-type]
+            bench.run_clients(load.Job("127.0.0.1", 1, "/", 2, texts=None))  # type: ignore[arg-type]
 
 
 def sample(endpoint: str, rate: float, cpu: float, **failures: int) -> bench.Sample:

@@ -46,7 +46,7 @@ def texts() -> list[str]:
 
 
 def send(server: Server, way: str, texts: list[str], clients: int = CLIENTS) -> load.Result:
-    return load.drive(load.Job(HOST, server.port, bench.ENDPOINTS[way], texts, clients))
+    return load.drive(load.Job(HOST, server.port, bench.ENDPOINTS[way], clients, texts=texts))
 
 
 def test_batches_change_nothing(server: Server, texts: list[str]) -> None:

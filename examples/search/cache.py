@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from search.collect import Entry, library_root, read_module, source_files
 from search.index import Index
+from search.machine import cache_folder
 from search.vectors import Vectoriser
 
 T = TypeVar("T")
@@ -45,8 +46,7 @@ def _unseen(sequence: Sequence[T], *, description: str) -> Iterable[T]:
 
 def default_folder() -> Path:
     """Where the user's caches are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base, "ubatch-search")
+    return cache_folder("ubatch-search")
 
 
 def load_index(

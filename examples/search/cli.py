@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import math
 import os
-import signal
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
+
+from search.command import positive, run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,10 +17,7 @@ if TYPE_CHECKING:
 
     from search.server import Server
 
-N = TypeVar("N", int, float)
-
 _NEEDED = ("ubatch", "numpy", "flask", "gunicorn", "prometheus_client", "rich", "matplotlib")
-_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,28 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.processes > 1 and not options.serve:
         parser.error("--processes goes with --serve: of several, the measured batches would be those of one")
     needed = (*_NEEDED, "gevent") if options.worker == "gevent" else _NEEDED
-    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
-        print(
-            f"Not installed: {', '.join(missing)}.\n"
-            "In the checkout's main folder, `python -m pip install '.[examples]'` installs all of it.",
-            file=sys.stderr,
-        )
-        return 1
-    from rich.console import Console
-
-    from search.bench import LoadError
-    from search.server import ServerError
-
-    console = Console(highlight=False)
-    signal.signal(signal.SIGTERM, _interrupt)  # leave in order, as after Ctrl-C
-    try:
-        return _run(options, console)
-    except KeyboardInterrupt:
-        console.print("Stopped.")
-        return _INTERRUPTED
-    except (LoadError, ServerError, OSError, ValueError) as error:
-        Console(stderr=True).print(f"Failed: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
+    return run(partial(_run, options), needed, "examples")
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
@@ -136,13 +110,13 @@ def _parser() -> argparse.ArgumentParser:
         default="gevent",
         help="gunicorn's worker class (gevent)",
     )
-    add("--processes", type=_positive(int), default=1, help="how many worker processes, with --serve (1)")
+    add("--processes", type=positive(int), default=1, help="how many worker processes, with --serve (1)")
     add("--preload", action="store_true", help="load the application before gunicorn forks")
     add("--port", type=int, default=0, help="port on 127.0.0.1 (a free one)")
-    add("--clients", type=_positive(int), default=64, help="concurrent clients besides the single one (64)")
-    add("--seconds", type=_positive(float), default=3.0, help="length of one measurement (3)")
-    add("--rounds", type=_positive(int), default=5, help="how often each is measured, in turns (5)")
-    add("--limit", type=_positive(int), help="number of entries (all of the library)")
+    add("--clients", type=positive(int), default=64, help="concurrent clients besides the single one (64)")
+    add("--seconds", type=positive(float), default=3.0, help="length of one measurement (3)")
+    add("--rounds", type=positive(int), default=5, help="how often each is measured, in turns (5)")
+    add("--limit", type=positive(int), help="number of entries (all of the library)")
     add("--cache", type=Path, metavar="DIR", help="where the vectors are kept (the user's cache folder)")
     add(
         "--out",
@@ -152,17 +126,3 @@ def _parser() -> argparse.ArgumentParser:
         help="where chart.png and figures.json go (examples/search/out)",
     )
     return parser
-
-
-def _positive(kind: Callable[[str], N]) -> Callable[[str], N]:
-    def parse(text: str) -> N:
-        value = kind(text)
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not more than 0")
-        return value
-
-    return parse
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

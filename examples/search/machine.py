@@ -1,16 +1,22 @@
-"""What figures depend on: the machine, and what is installed."""
+"""What figures depend on, the machine and what is installed; and where a user's caches are."""
 
 from __future__ import annotations
 
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 
 def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cache_folder(name: str) -> Path:
+    """Where this user's cache of that name is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", name)
 
 
 def machine() -> dict[str, Any]:

@@ -20,6 +20,8 @@ from typing import Any
 HOST = "127.0.0.1"
 WORKERS = ("gevent", "gthread", "sync")
 
+_EXAMPLES = Path(__file__).resolve().parent.parent
+
 # Each thread serves one request at a time: room for as many clients as a batch holds.
 _THREADS = 64
 _LONGEST_START = 240.0
@@ -165,17 +167,9 @@ class Server:
             except (OSError, OverflowError) as error:
                 raise ServerError(f"port {self._wanted_port} of {HOST} cannot be used: {error}") from None
             self.port = listener.getsockname()[1]
-            package = Path(__file__).resolve().parent
-            command = [sys.executable, "-m", "gunicorn", "--config", "python:search.gunicorn_conf"]
-            command += ["--pythonpath", os.fspath(package.parent), "--worker-class", self._worker]
-            command += ["--bind", f"fd://{listener.fileno()}"]
-            if self._worker == "gthread":  # of any other class gunicorn would make gthread if told of threads
-                command += ["--threads", str(_THREADS)]
-            if self._preload:
-                command += ["--preload"]
             self._process = subprocess.Popen(
-                [*command, self._application],
-                cwd=package.parent,  # `python -m` looks here first: not where modules of other names lie
+                [sys.executable, *self._command(listener.fileno())],
+                cwd=_EXAMPLES,  # `python -m` looks here first: not where modules of other names lie
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
@@ -183,6 +177,17 @@ class Server:
                 pass_fds=[listener.fileno()],
                 start_new_session=True,  # Ctrl-C reaches this process alone, which stops the server in order
             )
+
+    def _command(self, listener: int) -> list[str]:
+        """What Python is run with, told the descriptor of the listening socket."""
+        command = ["-m", "gunicorn", "--config", "python:search.gunicorn_conf"]
+        command += ["--pythonpath", os.fspath(_EXAMPLES), "--worker-class", self._worker]
+        command += ["--bind", f"fd://{listener}"]
+        if self._worker == "gthread":  # of any other class gunicorn would make gthread if told of threads
+            command += ["--threads", str(_THREADS)]
+        if self._preload:
+            command += ["--preload"]
+        return [*command, self._application]
 
     def _wait_until_it_answers(self) -> None:
         deadline = time.monotonic() + _LONGEST_START

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,14 @@ if not sys.platform.startswith("linux"):
     pytest.skip("the benchmarks need Linux", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
+import ubatch  # noqa: E402
 from benchmarks import pipelines  # noqa: E402
 from benchmarks.child import payloads  # noqa: E402
 from benchmarks.child.case import Case  # noqa: E402
 from benchmarks.harness import interleaved  # noqa: E402
 from benchmarks.report.judged import MET, MISSED, UNKNOWN  # noqa: E402
 from benchmarks.report.readings import group_of  # noqa: E402
+from benchmarks.soak import kills  # noqa: E402
 
 SYSTEMS = [
     pytest.param(contender, face, id=f"{contender}, {face}")
@@ -166,3 +170,48 @@ def test_what_is_tried_of_aqueduct() -> None:
         assert shared == {payloads.SHAPES[scenario.case.handler] == payloads.IMAGE}
         assert {one["batch_size"] for one in tried} == ({1} if scenario.case.callers == 1 else {1, 8, 32})
         assert len({str(one) for one in tried}) == len(tried)
+
+
+# -- the soak -------------------------------------------------------------------------------------------------
+
+
+def test_a_soak_with_kills(tmp_path: Path) -> None:
+    """All kills are done, all items resolve, nothing is left; some items do die with their child."""
+    out = tmp_path / "soak.json"
+    command = [sys.executable, "-m", "benchmarks.soak", "--kills", "4", "--items", "4000", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert result["violations"] == [] and done.returncode == 0
+    assert result["kills"] == 4 and result["children"] >= 3 + 4
+    assert result["items"] == result["resolved"] == sum(result["outcomes"].values()) >= 4000
+    assert "Traceback" not in done.stderr
+
+
+def test_a_soak_with_kills_sees_wrong_results() -> None:
+    """An item may get its own result, or hear that its child died, and nothing else."""
+    course = kills.Kills(1, 0)
+    for right in (kills.wanted(3), ubatch.WorkerDied("killed")):
+        course.resolved(3, right)
+    assert not course.violations
+    for wrong in (kills.wanted(4), (3, 4), ValueError("3")):
+        course.resolved(3, wrong)
+    assert len(course.violations) == 3
+    assert course.outcomes == {"result": 1, "WorkerDied": 1, "tuple": 2, "ValueError": 1}
+
+
+def test_a_soak_with_kills_sees_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes, shared memory, descriptors and threads that were not there before, and items that never resolved."""
+    monkeypatch.setattr(kills, "PATIENCE", 0.0)
+    course = kills.Kills(1, 0)
+    next(course.numbers)
+    course.seen.add(os.getpid())
+    before = kills.belongings()
+    with open(os.devnull), subprocess.Popen(["sleep", "60"]) as child:
+        course.judge(before)
+        child.kill()
+    assert [one.partition(":")[0] for one in course.violations] == [
+        "1 items, of which 0 resolved",
+        "children",
+        "descriptors",
+        "children that were not reaped",
+    ]

@@ -44,12 +44,13 @@ if TYPE_CHECKING:
     from . import aio as aio
     from . import inference as inference
     from . import metrics as metrics
+    from . import processes as processes
     from ._cached import cached as cached
 else:
 
     def __getattr__(name):
         """What brings asyncio, concurrent.futures and more along, or few programs need, is loaded at first use."""
-        if name in ("aio", "inference", "metrics"):
+        if name in ("aio", "inference", "metrics", "processes"):
             from importlib import import_module
 
             return import_module(f".{name}", __name__)

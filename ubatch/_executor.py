@@ -28,7 +28,7 @@ from .errors import WorkerDied
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Executor, Future
+    from concurrent.futures import Executor
     from typing import Any
 
 _living: dict[int, weakref.ref[Renewable]] = {}  # every one, by id; operations on a dict are atomic
@@ -62,21 +62,28 @@ class Renewable:
         self._inherited: list[Any] = []  # a parent's: not to be collected, as that would speak to the parent's children
         _living[id(self)] = weakref.ref(self, functools.partial(_forget, id(self)))
 
-    def submit(self, executed: Executed, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Future[Any]]:
-        """Submit a call; say to which executor.
+    def submit(
+        self, executed: Executed, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Callable[[], Any]]:
+        """Submit a call.
+
+        Returns:
+            The executor, and a function that waits for what comes of the call.
 
         Raises:
             RuntimeError: the executor has been shut down, or is broken and cannot be replaced.
             Exception: what the making of another executor, or its `submit`, raises.
         """
         executor = self._present()
+        if _is_ours(executor):  # this very thread can see to it
+            return executor, functools.partial(executor.call, executed.function_for(executor), *args, **kwargs)
         try:
-            return executor, executor.submit(executed.function_for(executor), *args, **kwargs)
+            return executor, executor.submit(executed.function_for(executor), *args, **kwargs).result
         except RuntimeError as error:  # it has not taken the call
             if executor is self._executor and not (_tells_of_breakage(error) and self.replace(executor)):
                 raise
         executor = self._present()
-        return executor, executor.submit(executed.function_for(executor), *args, **kwargs)
+        return executor, executor.submit(executed.function_for(executor), *args, **kwargs).result
 
     def _present(self) -> Any:
         lock = self._lock
@@ -128,11 +135,14 @@ class Renewable:
         executor = self._executor
         if executor is not None and executor is not self._given:
             self._executor = None
-            executor.shutdown(wait=False)
+            # as a `ProcessPoolExecutor` has it, from Python 3.14 on
+            getattr(executor, "kill_workers", functools.partial(executor.shutdown, wait=False))()
 
     def _forked(self) -> None:
         """In the child: the parent's executor has no threads here. No inherited lock is touched."""
         self._lock = _native.reentrant_lock()
+        if _is_ours(self._executor):  # it has seen to that itself
+            return
         self._inherited.append(self._executor)
         self._executor = None
 
@@ -143,10 +153,16 @@ def _tells_of_breakage(error: BaseException) -> bool:
     return isinstance(error, BrokenExecutor)
 
 
+def _is_ours(executor: Any) -> bool:
+    """Whether it is a `ProcessExecutor`, which replaces its processes itself."""
+    processes = sys.modules.get("ubatch.processes")
+    return processes is not None and isinstance(executor, processes.ProcessExecutor)
+
+
 def _is_process_pool(executor: Any) -> bool:
     """Whether calls run in children of this process, with the same packages."""
     processes = sys.modules.get("concurrent.futures.process")
-    return processes is not None and isinstance(executor, processes.ProcessPoolExecutor)
+    return _is_ours(executor) or (processes is not None and isinstance(executor, processes.ProcessPoolExecutor))
 
 
 def _twin(executor: Any) -> Any:
@@ -200,10 +216,10 @@ class Executed:
         """
         from . import _records
 
-        executor = future = None
+        executor = wait = None
         try:
-            executor, future = self._place.submit(self, args, kwargs)
-            answer = future.result()
+            executor, wait = self._place.submit(self, args, kwargs)
+            answer = wait()
             return _records.told(answer) if _is_process_pool(executor) else answer
         except _records.Failed as failed:
             raise _records.raised(failed) from failed.__cause__
@@ -214,7 +230,7 @@ class Executed:
                 self._place.replace(executor)
             raise WorkerDied(self._name, str(error)) from error
         finally:
-            del self, executor, future, args, kwargs  # a traceback refers to this frame: to nobody's items
+            del self, executor, wait, args, kwargs  # a traceback refers to this frame: to nobody's items
 
     def function_for(self, executor: Any) -> Callable[..., Any]:
         """What to submit to an executor."""

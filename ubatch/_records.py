@@ -15,6 +15,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import logging.handlers
+import pickle
+
+from .errors import HandlerFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,12 +65,21 @@ class Logged:
         try:
             return self.handler(*args, **kwargs), records
         except Exception as error:
-            if not records:
+            if not records and sendable(error) is error:
                 raise
-            raise Failed(error, records) from error
+            raise Failed(sendable(error), records) from error
         finally:
             root.handlers = handlers
             root.setLevel(level)
+
+
+def sendable(error: BaseException) -> BaseException:
+    """An exception, or if that cannot be pickled and unpickled, another one that says as much."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:
+        return HandlerFailed(f"{type(error).__qualname__}: {error}")
 
 
 def logged(handler: Callable[..., Any]) -> Logged:

@@ -1,0 +1,178 @@
+"""Objects on their way between a process and a child of it: what is in the message, and what lies in shared memory.
+
+Purpose: `pack` pickles an object; buffers that it speaks of (those of arrays, by pickle's protocol 5) are copied into a
+block, once, or, where they lie in one already, only told. `unpack` makes the object of it, on the very same memory.
+
+Pure but for the memory: no thread, lock or clock. Both sides use it, each with the blocks that it knows.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, TypeAlias
+
+    from ._shm import Block, Mapped
+
+    Place: TypeAlias = tuple[int, int, int]
+    """Bytes in a block: its number, where they begin, how many they are."""
+
+SMALL = 1 << 13
+"""Bytes of the largest buffer that stays in the pickle: telling where it lies would cost more than copying it."""
+
+INLINE = 1 << 15
+"""Bytes of the largest pickle that stays in the message."""
+
+ALIGNED = 64
+"""Buffers begin at multiples of as many bytes."""
+
+
+class Parcel:
+    """A pickled object.
+
+    Args:
+        chunks: the pickle, if it stays in the message.
+        head: else, where it lies.
+        places: where the buffers lie, in order.
+        views: of all blocks concerned, by number: as long as these are kept, the blocks are not used again.
+    """
+
+    __slots__ = ("chunks", "copied", "head", "passed", "places", "size", "views")
+
+    chunks: Sequence[Any]
+    head: Place | None
+    places: list[Place]
+    views: dict[int, tuple[Block, memoryview]]
+    size: int
+    """Bytes, in the message and in blocks."""
+    copied: int
+    """Buffers that were copied into a block."""
+    passed: int
+    """Buffers that lay in one."""
+
+
+class _Chunks(list):  # type: ignore[type-arg]
+    """What a pickler writes, as it comes: large strings and bytes as they are, without a copy."""
+
+    write = list.append
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, thing: Any) -> Any:
+        kind = type(thing)
+        if kind is memoryview:
+            return memoryview, (pickle.PickleBuffer(thing),)
+        torch = sys.modules.get("torch")
+        if torch is not None and kind is torch.Tensor and _is_plain(thing, torch):
+            flat = thing.detach().reshape(-1).view(torch.uint8).numpy()
+            return _tensor, (pickle.PickleBuffer(flat), thing.dtype, tuple(thing.shape))
+        return NotImplemented
+
+
+def _is_plain(tensor: Any, torch: Any) -> bool:
+    return bool(
+        tensor.device.type == "cpu"
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and tensor.numel()
+        and not (tensor.requires_grad or tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+    )
+
+
+def _tensor(buffer: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
+    import warnings
+    from importlib import import_module
+
+    torch: Any = import_module("torch")
+    with warnings.catch_warnings():  # torch knows no memory that may not be written to, and says so
+        warnings.simplefilter("ignore")
+        return torch.frombuffer(buffer, dtype=dtype).reshape(shape)
+
+
+def pack(
+    thing: object,
+    mapped: Mapped,
+    take: Callable[[int], tuple[Block, memoryview]],
+    shared: bool = True,
+    fresh: tuple[Block, memoryview] | None = None,
+) -> Parcel:
+    """Pickle an object, for a process that shares blocks with this one.
+
+    Args:
+        thing: the object.
+        mapped: blocks that are known to both.
+        take: gives a block of so many bytes.
+        shared: whether buffers that lie in a block may stay there; else they are copied like others.
+        fresh: a block in which they may in any case.
+
+    Raises:
+        Exception: the object cannot be pickled, by whatever its types raise then; or what `take` raises.
+    """
+    parcel = Parcel()
+    parcel.places, parcel.views, parcel.size, parcel.copied, parcel.passed = [], {}, 0, 0, 0
+    found: list[tuple[int, memoryview]] = []  # to be copied: which of the places, and what
+    needed = 0
+
+    def outside(buffer: pickle.PickleBuffer) -> bool:
+        nonlocal needed
+        try:
+            raw = buffer.raw()
+        except BufferError:  # not in one piece
+            return True
+        if raw.nbytes < SMALL:
+            return True
+        parcel.size += raw.nbytes
+        known = mapped.locate(raw)
+        own = known is not None and fresh is not None and known[0] is fresh[0]
+        if known is not None and (shared or own):
+            block, offset = known
+            parcel.places.append((block.number, offset, raw.nbytes))
+            parcel.views.setdefault(block.number, (block, raw))
+            parcel.passed += not own
+        else:
+            parcel.places.append((0, needed, raw.nbytes))
+            found.append((len(parcel.places) - 1, raw))
+            needed += -(-raw.nbytes // ALIGNED) * ALIGNED
+        return False
+
+    parcel.chunks = chunks = _Chunks()
+    parcel.head = None
+    _Pickler(chunks, 5, buffer_callback=outside).dump(thing)
+    length = sum(map(len, chunks))
+    parcel.size += length
+    inline = length <= INLINE
+    if not found and inline:
+        return parcel
+    block, view = take(needed + (0 if inline else length))
+    parcel.views[block.number] = block, view
+    for index, raw in found:
+        _, offset, size = parcel.places[index]
+        view[offset : offset + size] = raw
+        parcel.places[index] = block.number, offset, size
+    parcel.copied = len(found)
+    if not inline:
+        parcel.chunks, parcel.head = (), (block.number, needed, length)
+        for chunk in chunks:
+            view[needed : needed + len(chunk)] = chunk
+            needed += len(chunk)
+    return parcel
+
+
+def unpack(
+    inline: memoryview, head: Place | None, places: Sequence[Place], view: Callable[[int, int, int], memoryview]
+) -> Any:
+    """The object that was pickled.
+
+    Args:
+        inline: the pickle, if it came in the message.
+        head, places: as of `Parcel`.
+        view: gives the bytes in a block; what is made of them lies there.
+
+    Raises:
+        Exception: what its types raise that cannot be unpickled here.
+    """
+    return pickle.loads(inline if head is None else view(*head), buffers=[view(*place) for place in places])

@@ -113,6 +113,11 @@ class Child:
         name: of its crew.
         setup: how to start it.
 
+    Attributes:
+        pid: the number of its process.
+        calls: how many it was given.
+        is_ready: whether it has started.
+
     Raises:
         Exception: it cannot be started, or what it is to do then cannot be sent.
     """
@@ -129,7 +134,8 @@ class Child:
         self._wire = Wire(ours)
         _wires.add(self._wire)  # before another thread forks
         try:
-            self._process = setup.start(name, theirs)
+            self._process: BaseProcess | None = setup.start(name, theirs)  # until it has ended
+            self.pid = self._process.pid or 0
         except BaseException:
             self._wire.close()
             raise
@@ -137,14 +143,10 @@ class Child:
             theirs.close()
         self._call(first, None)
 
-    @property
-    def pid(self) -> int:
-        """The number of its process."""
-        return self._process.pid or 0
-
     def alive(self) -> bool:
         """Whether the process is there. May be called by any thread."""
-        if self._process.exitcode is not None:
+        process = self._process
+        if process is None or process.exitcode is not None:
             return False
         try:
             os.kill(self.pid, 0)
@@ -180,8 +182,11 @@ class Child:
             OSError: there is no memory, or too many descriptors.
         """
         self.calls += 1
+        began = monotonic()
         self._call(parcel, pool.take(room) if room else None)
-        return self._answer(timeout, f"it hung: there was no answer within {timeout or 0:g} s")
+        answer = self._answer(timeout, f"it hung: there was no answer within {timeout or 0:g} s")
+        answer.took = monotonic() - began
+        return answer
 
     def _call(self, parcel: Parcel, lent: Room | None) -> None:
         blocks = [block for block, _ in parcel.views.values()]
@@ -253,8 +258,9 @@ class Child:
 
     def kill(self) -> None:
         """End it at once. May be called by any thread."""
-        if self.alive():
-            self._process.kill()
+        process = self._process
+        if process is not None and self.alive():
+            process.kill()
 
     def end(self, patience: float = REAP) -> str:
         """See to it that it has ended, within so many seconds or by force; say how it did."""
@@ -263,6 +269,7 @@ class Child:
         if code is None and self.alive():
             self.kill()
             code = self._exitcode(REAP)
+        self._process = None  # and its descriptors with it, whoever still refers to this
         self._keep(())
         if code is None:
             return "its process is gone"
@@ -271,10 +278,13 @@ class Child:
         return f"its process exited with code {code}"
 
     def _exitcode(self, patience: float) -> int | None:
+        process = self._process
+        if process is None:
+            return None
         until = monotonic() + patience
         gate = _native.allocate_lock()
         gate.acquire()
-        while (code := self._process.exitcode) is None and self.alive() and monotonic() < until:
+        while (code := process.exitcode) is None and self.alive() and monotonic() < until:
             gate.acquire(True, 0.002)
         return code
 
@@ -289,7 +299,10 @@ def _signal_name(number: int) -> str:
 class Answer:
     """What a child answered. Its memory is not used again before `result` has been asked for."""
 
-    __slots__ = ("_head", "_inline", "_places", "_views", "copied", "held", "passed", "seconds", "size")
+    __slots__ = ("_head", "_inline", "_places", "_views", "copied", "held", "passed", "seconds", "size", "took")
+
+    took: float
+    """Seconds from the call to its coming; `seconds` are those of the function alone."""
 
     def __init__(self, message: tuple[Any, ...], inline: memoryview) -> None:
         _, self._head, self._places, self.held, self.seconds, self.size, self.copied, self.passed = message

@@ -168,6 +168,7 @@ class Crew:
             waiter.gate.release()
         for post in idle:
             _vacate(post)
+        settle()
 
     def kill(self) -> None:
         """Take no more calls, and end all children now: their calls fail."""
@@ -214,9 +215,8 @@ class Crew:
             began = monotonic()
             shared = not self._setup.writable  # else the child could write to what others refer to
             parcel = pack((function, args, kwargs), pool, pool.take, shared, fresh)
-            packed = monotonic()
+            seconds = monotonic() - began
             post = self._take()
-            taken = monotonic()
             try:
                 answer = None
                 for _ in range(self._retries):
@@ -232,10 +232,11 @@ class Crew:
                 self._give_back(post)
             sent = parcel.size, parcel.copied + copied, parcel.passed
             del parcel
+            began = monotonic()
             try:
                 return outcome(answer)
             finally:
-                self._tally.note(monotonic() - taken + packed - began, answer, *sent)
+                self._tally.note(seconds + answer.took + monotonic() - began, answer, *sent)
         finally:
             del self, function, args, kwargs, fresh  # a traceback refers to this frame: to nobody's items
 
@@ -336,6 +337,13 @@ def _vacate(post: Post) -> None:
     child, post.child = post.child, None
     if child is not None:
         child.dismiss()
+
+
+def settle(patience: float = 0.0) -> None:
+    """Wait for children that were dismissed, as `reap` does; if there is no crew left, memory is returned, too."""
+    reap(patience)
+    if all(crew._closed for crew in list(_crews)):
+        pool.trim()
 
 
 def _at_exit() -> None:

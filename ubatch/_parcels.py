@@ -62,10 +62,15 @@ class _Chunks(list):  # type: ignore[type-arg]
 
 
 class _Pickler(pickle.Pickler):
+    shared = True
+
     def reducer_override(self, thing: Any) -> Any:
         kind = type(thing)
         if kind is memoryview:
             return memoryview, (pickle.PickleBuffer(thing),)
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and kind is numpy.ndarray and not (self.shared or thing.flags.writeable):
+            return thing.copy().__reduce_ex__(5)  # else it would be read-only there, too
         torch = sys.modules.get("torch")
         if torch is not None and kind is torch.Tensor and _is_plain(thing, torch):
             flat = thing.detach().reshape(-1).view(torch.uint8).numpy()
@@ -141,7 +146,9 @@ def pack(
 
     parcel.chunks = chunks = _Chunks()
     parcel.head = None
-    _Pickler(chunks, 5, buffer_callback=outside).dump(thing)
+    pickler = _Pickler(chunks, 5, buffer_callback=outside)
+    pickler.shared = shared
+    pickler.dump(thing)
     length = sum(map(len, chunks))
     parcel.size += length
     inline = length <= INLINE

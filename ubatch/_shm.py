@@ -152,7 +152,7 @@ class Pool(Mapped):
             self._takes += 1
             self._asked[size] = self._takes
             if not self._takes % STALE:
-                self._clean()
+                self.trim(self._takes - STALE)
             free = self._free.get(size)
             block = free.pop() if free else self._make(size)
             return block, block.view()
@@ -197,10 +197,16 @@ class Pool(Mapped):
             else:
                 free.append(block)
 
-    def _clean(self) -> None:
-        for size, free in self._free.items():
-            if self._asked.get(size, 0) < self._takes - STALE:
-                while free:
+    def trim(self, since: int | None = None) -> None:
+        """Return free blocks to the system.
+
+        Args:
+            since: only those of sizes that were asked for no later than at that take.
+        """
+        with self._lock:
+            self._sweep()
+            for size, free in self._free.items():
+                while free and (since is None or self._asked.get(size, 0) <= since):
                     self._drop(free.pop())
 
     def _drop(self, block: Block) -> None:

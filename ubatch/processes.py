@@ -16,8 +16,8 @@ from concurrent.futures import Executor
 from functools import partial
 
 from . import _native
-from ._children import METHODS, RemoteTraceback, Setup, reap
-from ._crew import Crew
+from ._children import METHODS, RemoteTraceback, Setup
+from ._crew import Crew, settle
 from ._options import checked_timeout, checked_workers
 from ._stacks import stack
 from ._tally import ChildStats, ProcessStats
@@ -179,7 +179,7 @@ class ProcessExecutor(Executor):
         if not self._futures:
             self._crew.close()
         if wait:
-            _cooperatively(partial(reap, SHUTDOWN_WAIT))
+            _cooperatively(partial(settle, SHUTDOWN_WAIT))
 
     def _done(self, future: Future[Any]) -> None:
         self._futures.discard(future)

@@ -1,0 +1,137 @@
+"""Functions for the children of a `ProcessExecutor`: a child imports them from here."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+kept: list[Any] = []
+
+
+def same(thing: Any) -> Any:
+    return thing
+
+
+def add(a: Any, b: Any = 0) -> Any:
+    return a + b
+
+
+def pid(_: Any = None) -> int:
+    return os.getpid()
+
+
+def keep(thing: Any) -> None:
+    """Refer to it when the call is over."""
+    kept.append(thing)
+
+
+def let_go() -> list[Any]:
+    """What was kept, which is not any more."""
+    sums = [float(thing.sum()) for thing in kept]
+    kept.clear()
+    return sums
+
+
+def sums(items: list[Any]) -> list[float]:
+    return [float(item.sum()) for item in items]
+
+
+def sums_of_rows(stacked: Any) -> Any:
+    assert stacked.ndim > 1, stacked.shape
+    return stacked.reshape(len(stacked), -1).sum(1)
+
+
+def write(array: Any) -> float:
+    array[...] = 1
+    return float(array.sum())
+
+
+def is_writable(thing: Any) -> bool:
+    return not memoryview(thing).readonly
+
+
+def sleep(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def die(how: str) -> None:
+    """End the process."""
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif how == "segfault":
+        import faulthandler
+
+        faulthandler.disable()
+        ctypes.string_at(0)
+    elif how == "os._exit":
+        os._exit(3)
+    elif how == "sys.exit":
+        sys.exit(4)
+    time.sleep(60)
+
+
+def die_once(marker: str) -> str:
+    """End the process, but for the second time."""
+    if not os.path.exists(marker):
+        with open(marker, "w"):
+            os._exit(5)
+    return "survived"
+
+
+class Odd(Exception):
+    """Cannot be unpickled: its class takes what its arguments do not tell."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"{what}: {why}")
+
+
+def fail(kind: str = "plain") -> None:
+    if kind == "odd":
+        raise Odd("a", "b")
+    if kind == "memory":
+        bytearray(1 << 60)
+    raise ValueError("no")
+
+
+def no_result() -> Any:
+    return lambda: None
+
+
+def load_badly(how: str = "raise") -> None:
+    """What an initializer may do."""
+    if how == "raise":
+        raise FileNotFoundError("model.bin")
+    if how == "exit":
+        os._exit(7)
+    if how == "hang":
+        time.sleep(60)
+
+
+def load_after(path: str) -> None:
+    """Fails unless there is such a file."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(path)
+
+
+class Model:
+    """Made once in each process."""
+
+    def __init__(self, offset: int = 0) -> None:
+        self.offset = offset
+        self.pid = os.getpid()
+
+    def __call__(self, items: list[int]) -> list[tuple[int, int]]:
+        return [(item + self.offset, self.pid) for item in items]
+
+
+def make_model() -> Model:
+    return Model(100)
+
+
+def make_nothing() -> None:
+    return None

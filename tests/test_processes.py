@@ -1,0 +1,693 @@
+"""`ProcessExecutor`: functions in child processes, arrays in shared memory; how children start, and die."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Executor, wait
+from pathlib import Path
+from typing import Any
+
+import aliens
+import far
+import numpy
+import pytest
+from gates import PATIENCE, eventually
+
+from ubatch import UBatch, WorkerDied, _crew
+from ubatch._resident import Resident
+from ubatch.processes import ProcessExecutor, RemoteTraceback
+
+pytestmark = pytest.mark.usefixtures("_processes_may_be_spawned")
+
+METHODS = ("spawn", "forkserver", "fork")
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., ProcessExecutor]]:
+    """Makes executors that are shut down in the end."""
+    made: list[ProcessExecutor] = []
+
+    def make(max_workers: int = 1, **options: Any) -> ProcessExecutor:
+        made.append(ProcessExecutor(max_workers, **options))
+        return made[-1]
+
+    yield make
+    for executor in made:
+        executor.shutdown()
+
+
+@pytest.fixture(scope="session")
+def _forkserver() -> None:
+    """The process that multiprocessing starts once, and keeps."""
+    from multiprocessing import forkserver
+
+    forkserver.ensure_running()
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+# -- an executor ----------------------------------------------------------------------------------------------
+
+
+def test_it_is_an_executor(make):
+    executor = make(2)
+    assert isinstance(executor, Executor)
+    future = executor.submit(aliens.add, 1, b=2)
+    assert future.result(PATIENCE) == 3
+    assert executor.call(aliens.add, "a", "b") == "ab"
+    assert list(executor.map(aliens.add, range(20), range(20))) == [2 * n for n in range(20)]
+    with pytest.raises(ValueError, match="no") as caught:
+        executor.submit(aliens.fail).result(PATIENCE)
+    assert isinstance(caught.value.__cause__, RemoteTraceback)
+    assert "in fail" in str(caught.value.__cause__)
+    assert "_child.py" not in str(caught.value.__cause__)
+    assert executor.call(aliens.pid) != os.getpid()
+
+
+def test_as_many_calls_run_at_once_as_there_are_processes(make):
+    executor = make(2).start()
+    assert len({child.pid for child in executor.stats.children}) == 2
+    futures = [executor.submit(aliens.sleep, 0.2) for _ in range(4)]
+    assert len({future.result(PATIENCE) for future in futures}) == 2
+
+
+def test_threads_that_are_too_many_wait_for_their_turn(make):
+    executor = make(1)
+    got: list[int] = []
+    threads = [threading.Thread(target=lambda n=n: got.append(executor.call(aliens.add, n))) for n in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert sorted(got) == list(range(12))
+
+
+def test_shutting_down(make):
+    executor = make(1)
+    first = executor.submit(aliens.sleep, 0.1)
+    second = executor.submit(aliens.add, 1)
+    executor.shutdown()
+    assert first.done()
+    assert second.result(0) == 1
+    for use in (executor.submit, executor.call):
+        with pytest.raises(RuntimeError):
+            use(aliens.add, 1)
+    with pytest.raises(RuntimeError, match="shut down"):
+        executor.start()
+    assert executor.stats.children == ()
+    executor.shutdown()
+
+
+def test_shutting_down_without_waiting(make):
+    """What was submitted is done; then the process ends."""
+    executor = make(1)
+    futures = [executor.submit(aliens.sleep, 0.05) for _ in range(3)]
+    executor.shutdown(wait=False)
+    pids = {future.result(PATIENCE) for future in futures}
+    eventually(lambda: all(map(is_gone, pids)) or _crew.settle())
+
+
+def test_cancelling(make):
+    executor = make(1)
+    running = executor.submit(aliens.sleep, 0.2)
+    eventually(running.running)
+    waiting = [executor.submit(aliens.sleep, 0.2) for _ in range(3)]
+    executor.shutdown(cancel_futures=True)
+    assert running.result(PATIENCE)
+    for future in waiting:
+        with pytest.raises(CancelledError):
+            future.result(PATIENCE)
+
+
+def test_with(make):
+    with make(1) as executor:
+        pid = executor.call(aliens.pid)
+    assert is_gone(pid)
+
+
+def test_killing_workers(make):
+    """Python 3.14's `ProcessPoolExecutor` has it too."""
+    executor = make(1)
+    future = executor.submit(aliens.sleep, 60)
+    eventually(lambda: executor.stats.children and executor.stats.children[0].calls)
+    pid = executor.stats.children[0].pid
+    executor.kill_workers()
+    with pytest.raises(WorkerDied, match="SIGKILL"):
+        future.result(PATIENCE)
+    eventually(lambda: is_gone(pid))
+
+
+def test_a_forgotten_one_ends_its_processes():
+    executor = ProcessExecutor(1)
+    pid = executor.call(aliens.pid)
+    del executor
+    eventually(lambda: is_gone(pid) or _crew.settle())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"max_workers": 0}, ValueError, "workers.*0"),
+        ({"max_workers": 1.5}, TypeError, "workers.*1.5"),
+        ({"start_method": "telepathy"}, ValueError, "spawn.*telepathy"),
+        ({"initializer": 3}, TypeError, "initializer.*3"),
+        ({"start_timeout": 0}, ValueError, "start_timeout.*0"),
+        ({"start_timeout": None}, TypeError, "start_timeout.*None"),
+        ({"call_timeout": -1}, ValueError, "call_timeout.*-1"),
+        ({"call_timeout": "1"}, TypeError, "call_timeout.*'1'"),
+        ({"call_timeout": float("inf")}, ValueError, "call_timeout.*inf"),
+        ({"retries": -1}, ValueError, "retries.*-1"),
+        ({"retries": 0.5}, TypeError, "retries.*0.5"),
+        ({"writable": 1}, TypeError, "writable.*1"),
+        ({"stacked": None}, TypeError, "stacked.*None"),
+    ],
+)
+def test_wrong_options_are_named(options, error, said):
+    with pytest.raises(error, match=said):
+        ProcessExecutor(**options)
+
+
+def test_repr(make):
+    assert repr(make(3, name="decode")) == "<ProcessExecutor 'decode' max_workers=3>"
+
+
+# -- arrays ---------------------------------------------------------------------------------------------------
+
+
+def test_arrays_travel_through_shared_memory(make):
+    executor = make(1)
+    given = numpy.random.default_rng(1).random((300, 300))
+    got = executor.call(aliens.same, given)
+    numpy.testing.assert_array_equal(got, given)
+    stats = executor.stats
+    assert (stats.copied, stats.passed) == (1, 1), "in by a copy; out, as it is where it was, without one"
+    assert stats.sent > given.nbytes
+    again = executor.call(aliens.same, got)
+    stats = executor.stats
+    assert (stats.copied, stats.passed) == (1, 3), "it lies there already"
+    assert numpy.shares_memory(again, got)
+
+
+def test_an_array_that_a_child_makes(make):
+    """Out by one copy; also if it is larger than what was expected."""
+    executor = make(1)
+    for size in (50_000, 100_000, 1000, 10, 1_000_000):
+        got = executor.call(aliens.add, numpy.arange(size), 1)
+        numpy.testing.assert_array_equal(got, numpy.arange(size) + 1)
+        got[0] = 5  # it is ours
+
+
+def test_between_executors(make):
+    """One's result goes to the other's child without being copied."""
+    one, other = make(1), make(1)
+    got = one.call(aliens.add, numpy.ones(50_000), 1)
+    assert other.call(aliens.sums, [got]) == [100_000.0]
+    assert (other.stats.copied, other.stats.passed) == (0, 1)
+
+
+def test_arrays_are_read_only_there(make):
+    executor = make(1)
+    array = numpy.zeros(50_000)
+    assert executor.call(aliens.is_writable, array) is False
+    with pytest.raises(ValueError, match="read-only"):
+        executor.call(aliens.write, array)
+    assert executor.call(aliens.is_writable, memoryview(bytearray(100_000))) is False
+
+
+def test_unless_asked_for(make):
+    """Then each call has a copy of its own."""
+    executor = make(1, writable=True)
+    array = numpy.zeros(50_000)
+    assert executor.call(aliens.write, array) == 50_000
+    assert array.sum() == 0
+    mine = executor.call(aliens.same, array)
+    assert executor.call(aliens.write, mine) == 50_000
+    assert mine.sum() == 0
+    assert executor.stats.passed == 1, "but for what it returned"
+    mine.flags.writeable = False
+    assert executor.call(aliens.write, mine) == 50_000
+
+
+def test_what_a_child_keeps_is_not_overwritten(make):
+    executor = make(1)
+    for n in range(6):
+        executor.call(aliens.keep, numpy.full(50_000, float(n)))
+    for n in range(20):
+        executor.call(aliens.sums, [numpy.full(50_000, 1000.0 + n)])
+    assert executor.call(aliens.let_go) == [50_000.0 * n for n in range(6)]
+
+
+def test_results_that_are_kept_are_not_overwritten(make):
+    """However many; from some number on they are copied out, as blocks take descriptors."""
+    executor = make(1)
+    kept = [executor.call(aliens.add, numpy.full(20_000, n), 1) for n in range(300)]
+    assert all((array == n + 1).all() for n, array in enumerate(kept))
+    assert len(os.listdir("/proc/self/fd")) < 500
+
+
+def test_stacked(make):
+    """An array step: what is stacked is copied once, into shared memory."""
+    executor = make(1, stacked=True)
+    rows = [numpy.full((100, 100), n, dtype="f4") for n in range(8)]
+    got = executor.call(aliens.sums_of_rows, rows)
+    assert got.tolist() == [10_000.0 * n for n in range(8)]
+    assert (executor.stats.copied, executor.stats.passed) == (8, 0)
+    assert executor.call(aliens.sums_of_rows, [numpy.ones(3)] * 2).tolist() == [3, 3]
+
+
+def test_an_array_that_steps_pass_on_is_never_copied_again(make):
+    steps = [make(1, stacked=True) for _ in range(3)]
+    rows: Any = [numpy.full((100, 100), n, dtype="f4") for n in range(8)]
+    for step in steps:
+        rows = list(step.call(aliens.same, rows))
+    assert [step.stats.copied for step in steps] == [8, 0, 0]
+    assert [step.stats.passed for step in steps] == [1, 2, 2]
+    assert [row[3, 3] for row in rows] == list(range(8))
+
+
+def test_stacked_and_writable(make):
+    executor = make(1, stacked=True, writable=True)
+    rows = [numpy.zeros((100, 100)) for _ in range(3)]
+    assert executor.call(aliens.write, rows) == 30_000
+    assert not any(row.any() for row in rows)
+
+
+@pytest.mark.parametrize("size", [10, 1000, 20_000, 100_000, 5_000_000])
+def test_bytes(make, size):
+    executor = make(1)
+    raw = os.urandom(size)
+    for kind in (bytes, bytearray):
+        got = executor.call(aliens.same, [kind(raw)])[0]
+        assert type(got) is kind
+        assert got == raw
+    assert executor.call(len, memoryview(raw)) == size
+
+
+def test_tensors(make):
+    torch: Any = pytest.importorskip("torch")
+    executor = make(1)
+    for given in (torch.arange(50_000.0), torch.arange(60_000, dtype=torch.bfloat16).reshape(2, 3, -1), torch.ones(3)):
+        got = executor.call(aliens.same, [given, given])
+        assert torch.equal(got[0], given)
+        assert got[0].dtype == given.dtype
+    assert executor.stats.copied == 2
+
+
+# -- starting -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_start_methods(make, run_python, method):
+    """In a process of its own, as `forkserver` leaves one running, and `fork` is for those without threads."""
+    run_python(
+        f"""
+        import os, sys
+        sys.path.insert(0, {str(Path(aliens.__file__).parent)!r})
+        import aliens, numpy
+        from ubatch._resident import Resident
+        from ubatch.processes import ProcessExecutor
+
+        if __name__ == "__main__":
+            model = Resident(aliens.make_model)
+            with ProcessExecutor(2, start_method={method!r}, initializer=model.initializer()).start() as executor:
+                assert executor.call(model, [1])[0][0] == 101
+                array = numpy.arange(50_000.0)
+                assert (executor.call(aliens.same, array) == array).all()
+                assert executor.call(aliens.pid) != os.getpid()
+                try:
+                    executor.call(aliens.die, "killed")
+                except RuntimeError as error:
+                    assert {"" if method == "forkserver" else "SIGKILL"!r} in str(error), error
+                assert executor.call(model, [2])[0][0] == 102
+        """
+    )
+
+
+def test_forked_ones_need_not_be_sent(run_python):
+    run_python(
+        """
+        from ubatch.processes import ProcessExecutor
+        seen = []
+        with ProcessExecutor(1, start_method="fork", initializer=lambda: seen.append(1)).start() as executor:
+            assert executor.call(eval, "__import__('__main__').seen") == [1]
+        """
+    )
+
+
+def test_a_handler_that_lives_in_the_children(make):
+    """It is made once in each, and not here."""
+    model = Resident(aliens.Model)
+    executor = make(2, initializer=model.initializer()).start()
+    with pytest.raises(RuntimeError, match="Model lives in other processes"):
+        model([1])
+    results = [executor.call(model, [n])[0] for n in range(10)]
+    assert [value for value, _ in results] == list(range(10))
+    assert {pid for _, pid in results} <= {child.pid for child in executor.stats.children}
+
+
+@pytest.mark.parametrize(
+    ("handler", "makes"),
+    [
+        (aliens.Model, True),
+        (aliens.make_model, True),
+        (lambda *, path="x": aliens.Model(), True),
+        (aliens.sums, False),
+        (aliens.Model(3), False),
+        (len, False),
+        (lambda *items: items, False),
+        (lambda items=(): items, False),
+    ],
+)
+def test_what_makes_a_handler(handler, makes):
+    assert (Resident(handler).here() is not handler) is makes
+
+
+def test_what_makes_none_is_named():
+    with pytest.raises(TypeError, match=r"make_nothing must make a handler.*None"):
+        Resident(aliens.make_nothing).here()
+    with pytest.raises(TypeError, match=r"callable.*3"):
+        Resident(3)  # type: ignore[arg-type]
+
+
+def test_what_is_raised_as_a_child_starts_is_raised_by_start(make):
+    executor = make(2, initializer=aliens.load_badly)
+    with pytest.raises(FileNotFoundError, match=r"model\.bin") as caught:
+        executor.start()
+    assert "in load_badly" in str(caught.value.__cause__)
+    assert executor.stats.children == ()
+
+
+def test_one_that_exits_as_it_starts(make):
+    with pytest.raises(WorkerDied, match="exited with code 7 before it was ready"):
+        make(2, initializer=aliens.load_badly, initargs=("exit",)).start()
+
+
+def test_one_that_hangs_as_it_starts(make):
+    executor = make(2, initializer=aliens.load_badly, initargs=("hang",))
+    with pytest.raises(TimeoutError, match=r"not ready within 0.5 s"):
+        executor.start(timeout=0.5)
+    assert executor.stats.children == ()
+
+
+def test_what_cannot_be_sent_is_named(make):
+    with pytest.raises((pickle.PicklingError, AttributeError), match=r"lambda"):
+        make(1, initializer=lambda: None).start()
+
+
+def test_large_settings_arrive(make):
+    executor = make(1, initializer=aliens.keep, initargs=(numpy.ones(3_000_000),))
+    assert executor.call(aliens.let_go) == [3_000_000.0]
+
+
+def test_children_start_side_by_side(make):
+    """Each has to wait for the other."""
+    executor = make(2, initializer=aliens.sleep, initargs=(0.5,))
+    began = time.monotonic()
+    executor.start()
+    assert time.monotonic() - began < 60
+    assert len(executor.stats.children) == 2
+
+
+def test_starting_twice_does_nothing(make):
+    executor = make(1).start()
+    pid = executor.call(aliens.pid)
+    assert executor.start() is executor
+    assert executor.call(aliens.pid) == pid
+
+
+def test_a_child_that_cannot_start_is_put_off(make, tmp_path, monkeypatch):
+    """Calls fail at once, with the reason, until the next attempt is due; which then may succeed."""
+    monkeypatch.setattr(_crew, "FIRST_PAUSE", 0.3)
+    executor = make(1, initializer=aliens.load_after, initargs=(str(tmp_path / "model"),))
+    with pytest.raises(WorkerDied, match="could not start: FileNotFoundError") as caught:
+        executor.call(aliens.pid)
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+    with pytest.raises(WorkerDied, match=r"FileNotFoundError.*the next attempt is due in 0"):
+        executor.call(aliens.pid)
+    (tmp_path / "model").touch()
+    eventually(lambda: time.monotonic() > executor._crew._pause)
+    assert executor.call(aliens.pid)
+    assert executor._crew._failures == 0
+
+
+def test_pauses_grow(make, monkeypatch):
+    monkeypatch.setattr(_crew, "FIRST_PAUSE", 1.0)
+    crew = make(1)._crew
+    now = time.monotonic()
+    pauses = []
+    for _ in range(10):
+        crew._put_off(ValueError("no"))
+        pauses.append(crew._pause - now)
+    assert pauses[:4] == pytest.approx([1, 2, 4, 8], abs=0.5)
+    assert pauses[-1] == pytest.approx(_crew.LONGEST_PAUSE, abs=0.5)
+
+
+# -- dying ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("killed", "killed by SIGKILL"),
+        ("segfault", "killed by SIGSEGV"),
+        ("os._exit", "exited with code 3"),
+        ("sys.exit", "exited with code 4"),
+    ],
+)
+def test_a_call_says_how_its_process_ended(make, how, said):
+    """It alone fails; the process is replaced."""
+    executor = make(1)
+    before = executor.call(aliens.pid)
+    with pytest.raises(WorkerDied, match=said):
+        executor.call(aliens.die, how)
+    assert executor.call(aliens.pid) != before
+    assert executor.stats.died == 1
+
+
+def test_one_that_hangs_is_killed(make):
+    executor = make(1, call_timeout=0.3)
+    pid = executor.call(aliens.pid)
+    with pytest.raises(WorkerDied, match=r"hung: there was no answer within 0.3 s"):
+        executor.call(aliens.sleep, 60)
+    assert is_gone(pid)
+    assert executor.call(aliens.pid) != pid
+
+
+def test_one_that_is_stopped_is_killed_too(make):
+    executor = make(1, call_timeout=0.3)
+    os.kill(executor.call(aliens.pid), signal.SIGSTOP)
+    with pytest.raises(WorkerDied, match="hung"):
+        executor.call(aliens.pid)
+
+
+def test_one_that_died_while_it_idled_fails_nobody(make):
+    executor = make(1)
+    pid = executor.call(aliens.pid)
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not executor.stats.children[0].alive)
+    assert executor.call(aliens.pid) != pid
+    assert executor.stats.died == 1
+
+
+def test_retries(make, tmp_path):
+    executor = make(1, retries=1)
+    assert executor.call(aliens.die_once, str(tmp_path / "died")) == "survived"
+    with pytest.raises(WorkerDied, match="code 3"):
+        executor.call(aliens.die, "os._exit")
+    assert executor.stats.died == 3
+
+
+def test_out_of_memory(make):
+    """Of Python's own: an error like others."""
+    with pytest.raises(MemoryError):
+        make(1).call(aliens.fail, "memory")
+
+
+def test_an_exception_that_cannot_travel(make):
+    executor = make(1)
+    pid = executor.call(aliens.pid)
+    with pytest.raises(RuntimeError, match="Odd: a: b"):
+        executor.call(aliens.fail, "odd")
+    assert executor.call(aliens.pid) == pid
+
+
+def test_what_cannot_travel(make):
+    """Neither there nor back: that call fails."""
+    executor = make(1)
+    pid = executor.call(aliens.pid)
+    with pytest.raises(Exception, match="pickle"):
+        executor.call(aliens.same, lambda: None)
+    with pytest.raises(Exception, match="pickle"):
+        executor.call(aliens.no_result)
+    assert executor.call(aliens.pid) == pid
+
+
+def test_somebody_else_waits_for_our_children(make):
+    """As a server does that reaps whatever it finds."""
+    executor = make(1)
+    pid = executor.call(aliens.pid)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert not executor.stats.children[0].alive
+    assert executor.call(aliens.pid) != pid
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("retries", [0, 1])
+def test_children_are_killed_at_random(make, seed, retries):
+    """Every call has its result or `WorkerDied`, and no other's result."""
+    dice = random.Random(seed)
+    executor = make(2, retries=retries).start()
+    done = threading.Event()
+    wrong: list[str] = []
+    outcomes = {"right": 0, "died": 0}
+
+    def call(number: int) -> None:
+        mine = random.Random(seed + number)
+        while not done.is_set():
+            value = mine.randrange(1000)
+            array = numpy.full(mine.choice((8, 3000, 30_000)), value)
+            try:
+                got = executor.call(aliens.add, array, 1)
+            except WorkerDied:
+                outcomes["died"] += 1
+            else:
+                outcomes["right"] += 1
+                if not (got == value + 1).all() or len(got) != len(array):
+                    wrong.append(f"{got[:4]} instead of {value + 1}")
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(30):
+        time.sleep(dice.random() * 0.2)
+        children = [child.pid for child in executor.stats.children if child.calls and child.alive]
+        if children:
+            os.kill(dice.choice(children), dice.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV)))
+    done.set()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert wrong == []
+    assert outcomes["right"] > 30
+    assert executor.stats.died >= 10
+
+
+# -- under a batcher ------------------------------------------------------------------------------------------
+
+
+def test_a_batcher_on_it(make):
+    executor = make(2)
+    with UBatch(4, 0, handler=aliens.sums, workers=2, executor=executor) as batch:
+        assert batch.map([numpy.full(10_000, n) for n in range(40)]) == [10_000.0 * n for n in range(40)]
+    assert executor.stats.calls == batch.stats.batches
+
+
+def test_its_children_die(make):
+    with UBatch(4, 0, handler=far.fate, executor=make(1)) as batch:
+        assert batch.ubatch("a") == "a"
+        with pytest.raises(WorkerDied, match="killed by SIGKILL"):
+            batch.ubatch("killed")
+        assert batch.map(["b", "c"]) == ["b", "c"]
+        with pytest.raises(ValueError, match="error"):
+            batch.ubatch("error")
+
+
+def test_a_batcher_that_makes_one_ends_it():
+    made: list[ProcessExecutor] = []
+
+    def factory() -> ProcessExecutor:
+        made.append(ProcessExecutor(1))
+        return made[-1]
+
+    with UBatch(4, 0, handler=far.whereabouts, executor=factory) as batch:
+        pid = batch.ubatch(0)
+    assert is_gone(pid)
+    with batch:
+        assert batch.ubatch(0) != pid
+    assert len(made) == 2
+
+
+def test_a_hung_call_is_ended_with_its_batcher():
+    batch: UBatch[float, int] = UBatch(1, 0, handler=far_sleep, executor=lambda: ProcessExecutor(1))
+    future = batch.submit(60.0)
+    eventually(lambda: batch._place._executor and batch._place._executor.stats.children)  # type: ignore[union-attr]
+    pid = batch._place._executor.stats.children[0].pid  # type: ignore[union-attr]
+    assert batch.stop(timeout=0.2) is False
+    with pytest.raises(RuntimeError):
+        future.result(PATIENCE)
+    eventually(lambda: is_gone(pid) or _crew.settle())
+
+
+def far_sleep(items: list[float]) -> list[int]:
+    return [aliens.sleep(item) for item in items]
+
+
+def test_what_handlers_log_reaches_the_loggers_here(make, caplog):
+    caplog.set_level(logging.INFO)
+    with UBatch(4, 0, handler=far.chatty, executor=make(1)) as batch:
+        assert batch.ubatch("x") == "x"
+        with pytest.raises(KeyError):
+            batch.ubatch("raise")
+    theirs = [record for record in caplog.records if record.name == "far.model"]
+    assert [record.getMessage().partition("\n")[0] for record in theirs] == ["doing x", "cannot do raise"]
+    assert all(record.process != os.getpid() for record in theirs)
+
+
+def test_from_an_event_loop(make):
+    async def main() -> list[int]:
+        with UBatch(8, 0, handler=far.double, executor=make(1)) as batch:
+            return list(await asyncio.gather(*(batch.aubatch(n) for n in range(50))))
+
+    assert asyncio.run(main()) == [2 * n for n in range(50)]
+
+
+# -- statistics -----------------------------------------------------------------------------------------------
+
+
+def test_statistics(make):
+    executor = make(1)
+    assert executor.stats.calls == 0
+    array = numpy.ones(50_000)
+    for _ in range(5):
+        executor.call(aliens.sums, [array])
+    executor.call(aliens.sleep, 0.1)
+    stats = executor.stats
+    assert stats.calls == 6
+    assert stats.handling.count == stats.transfer.count == 6
+    assert stats.handling.quantile(1) > 0.09
+    assert stats.handling.sum > 0.1 > 0
+    assert 5 * array.nbytes < stats.sent < 5 * array.nbytes + 10_000
+    assert 0 < stats.received < 5_000
+    assert stats.blocks >= array.nbytes
+    (child,) = stats.children
+    assert (child.alive, child.calls) == (True, 6)
+    assert child.memory > 1_000_000
+    assert stats.asdict()["children"][0]["pid"] == child.pid
+    assert "calls=6" in repr(stats)
+    with pytest.raises(AttributeError):
+        stats.calls = 3
+
+
+def test_waiting_for_a_child_is_no_transfer(make):
+    executor = make(1)
+    wait([executor.submit(aliens.sleep, 0.1) for _ in range(4)], PATIENCE)
+    thread = threading.Thread(target=executor.call, args=(aliens.sleep, 0.3))
+    thread.start()
+    executor.call(aliens.pid)
+    thread.join()
+    assert executor.stats.transfer.quantile(1) < 0.25

@@ -190,13 +190,14 @@ def test_a_soak_with_kills(tmp_path: Path) -> None:
 def test_a_soak_with_kills_sees_wrong_results() -> None:
     """An item may get its own result, or hear that its child died, and nothing else."""
     course = kills.Kills(1, 0)
-    for right in (kills.wanted(3), ubatch.WorkerDied("killed")):
+    for right in (kills.wanted(3), ubatch.WorkerDied("step", "its process was killed by SIGKILL; more")):
         course.resolved(3, right)
     assert not course.violations
-    for wrong in (kills.wanted(4), (3, 4), ValueError("3")):
+    for wrong in (kills.wanted(4), (3, 4), ValueError("3"), ubatch.WorkerDied("step", "it is gone")):
         course.resolved(3, wrong)
-    assert len(course.violations) == 3
-    assert course.outcomes == {"result": 1, "WorkerDied": 1, "tuple": 2, "ValueError": 1}
+    assert len(course.violations) == 4
+    died = {"WorkerDied: its process was killed by SIGKILL": 1, "WorkerDied: it is gone": 1}
+    assert course.outcomes == {"result": 1, "tuple": 2, "ValueError": 1, **died}
 
 
 def test_a_soak_with_kills_sees_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,15 @@
 
 Threads and tasks of event loops call the flow with arrays, small ones that travel in messages and larger ones that
 travel through shared memory, each filled with a number of its own; what comes back is the least and the greatest value
-that the last step found in it. What must hold: every item resolves, once, with its own result or with `WorkerDied`.
-When the flow has stopped, no child is alive, and there is in `/dev/shm` what there was before, as many descriptors
-and as many threads.
+that the last step found in it. What must hold: every item resolves, once, with its own result or with `WorkerDied`,
+which says how. When the flow has stopped, no child is alive, nothing new is in `/dev/shm`, there are no more descriptors
+and threads than before, and blocks of shared memory that are kept to be used again are referred to by nobody.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import os
 import random
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ubatch import Flow, Step, WorkerDied
+from ubatch._shm import pool
 
 from .course import PATIENCE, drift
 from .ledger import count
@@ -35,7 +37,13 @@ SIZES = (8, 1000, 50_000)
 WARM_UP = 200
 """Items before anything is counted: what is opened once, and kept, is open then."""
 
+KILLED = "killed by SIGKILL"
+"""What is said of each child that dies here."""
+
 SHARED = Path("/dev/shm")
+
+BLOCK = "memfd:ubatch"
+"""What descriptors of blocks refer to."""
 
 Range = tuple[int, int]
 
@@ -48,6 +56,11 @@ def doubled(arrays: list[Any]) -> list[Any]:
 def ranges(arrays: list[Any]) -> list[Range]:
     """The second step."""
     return [(int(array.min()), int(array.max())) for array in arrays]
+
+
+def how(error: WorkerDied) -> str:
+    """How it is said that a child died, without the name of its step and what comes next."""
+    return f"WorkerDied: {str(error).partition('died: ')[2].partition(';')[0]}"
 
 
 def wanted(item: int) -> Range:
@@ -94,6 +107,7 @@ class Kills:
         for thread in threads:
             thread.start()
         self.kill(begin + seconds, items, interval, throughput)
+        self.children()
         self.ending.set()
         late = time.monotonic() + PATIENCE
         for thread in threads:
@@ -128,17 +142,15 @@ class Kills:
         if not self.flow.stop(timeout=PATIENCE):
             self.violations.append("the flow did not stop in time")
 
-    def judge(self, before: dict[str, Any]) -> None:
+    def judge(self, before: dict[str, set[Any]]) -> None:
         """What is left when all has ended."""
         attempts, resolved = count(self.numbers) - 1, count(self.resolutions)
         if attempts != resolved:
             self.violations.append(f"{attempts} items, of which {resolved} resolved")
         late = time.monotonic() + PATIENCE
-        while belongings() != before and time.monotonic() < late:
+        while (more := beyond(before)) and time.monotonic() < late:
             time.sleep(0.05)
-        for name, now in belongings().items():
-            if now != before[name]:
-                self.violations.append(f"{name}: {before[name]} before, {now} now")
+        self.violations += [f"{name}: {many} more than before" for name, many in more.items()]
         left = [pid for pid in self.seen if Path(f"/proc/{pid}").exists()]
         if left:
             self.violations.append(f"children that were not reaped: {left}")
@@ -202,10 +214,12 @@ class Kills:
         """An item's caller got a result or an exception."""
         next(self.resolutions)
         right = outcome == wanted(item)
+        died = isinstance(outcome, WorkerDied)
         with self.lock:
-            self.outcomes["result" if right else type(outcome).__name__] += 1
-        if not right and not isinstance(outcome, WorkerDied):
-            self.violations.append(f"item {item} got {outcome!r}")
+            self.outcomes["result" if right else how(outcome) if died else type(outcome).__name__] += 1
+        if not right and not (died and KILLED in str(outcome)):
+            why = "".join(traceback.format_exception(outcome)) if isinstance(outcome, Exception) else ""
+            self.violations.append(f"item {item} got {outcome!r}\n{why}".strip())
 
     def calls(self, chance: random.Random) -> None:
         """A thread that calls and waits."""
@@ -256,14 +270,32 @@ class Kills:
         asyncio.run(main())
 
 
-def belongings() -> dict[str, Any]:
+def belongings() -> dict[str, set[Any]]:
     """What this process has: child processes, shared memory, descriptors, threads."""
+    gc.collect()
     return {
-        "children": len(processes()),
-        "in /dev/shm": sorted(path.name for path in SHARED.iterdir()),
-        "descriptors": len(os.listdir("/proc/self/fd")),
-        "threads": threading.active_count(),
+        "children": processes(),
+        "files in /dev/shm": {path.name for path in SHARED.iterdir()},
+        "blocks in use": {number for number, block in [*pool.blocks.items()] if block.referred or block.held},
+        "descriptors": {path.name for path in Path("/proc/self/fd").iterdir() if BLOCK not in target(path)},
+        "threads": set(threading.enumerate()),
     }
+
+
+def beyond(before: dict[str, set[Any]]) -> dict[str, int]:
+    """How many of each there are now that are more than there were."""
+    now = belongings()
+    more = {name: len(now[name]) - len(before[name]) for name in now}
+    more["files in /dev/shm"] = len(now["files in /dev/shm"] - before["files in /dev/shm"])  # others may remove theirs
+    return {name: many for name, many in more.items() if many > 0}
+
+
+def target(path: Path) -> str:
+    """What a descriptor refers to."""
+    try:
+        return os.readlink(path)
+    except FileNotFoundError:  # that of the listing itself
+        return ""
 
 
 def processes() -> set[int]:

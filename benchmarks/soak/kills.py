@@ -3,8 +3,9 @@
 Threads and tasks of event loops call the flow with arrays, small ones that travel in messages and larger ones that
 travel through shared memory, each filled with a number of its own; what comes back is the least and the greatest value
 that the last step found in it. What must hold: every item resolves, once, with its own result or with `WorkerDied`,
-which says how. When the flow has stopped, no child is alive, nothing new is in `/dev/shm`, there are no more descriptors
-and threads than before, and blocks of shared memory that are kept to be used again are referred to by nobody.
+which says how. When the flow has stopped, no child is alive, nothing new is in `/dev/shm`, there are no more
+descriptors and threads than before, and blocks of shared memory that are kept to be used again are referred to by
+nobody.
 """
 
 from __future__ import annotations

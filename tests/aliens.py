@@ -135,3 +135,15 @@ def make_model() -> Model:
 
 def make_nothing() -> None:
     return None
+
+
+def nested() -> int:
+    """The answer of a child's child."""
+    import multiprocessing
+
+    queue = multiprocessing.get_context("spawn").SimpleQueue()
+    process = multiprocessing.get_context("spawn").Process(target=queue.put, args=(5,))
+    process.start()
+    answer: int = queue.get()
+    process.join()
+    return answer

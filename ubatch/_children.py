@@ -13,6 +13,7 @@ import _socket
 import itertools
 import os
 import signal
+import sys
 import weakref
 from collections import deque
 from contextlib import contextmanager
@@ -366,7 +367,11 @@ def reap(patience: float = 0.0) -> None:
             leaving.append(child)
 
 
-def close_wires() -> None:
-    """In a process that was forked off: the wires are its parent's."""
+def forget_parents() -> None:
+    """In a process that was forked off: wires are its parent's, and so is the server that children are forked off."""
     for wire in list(_wires):
         wire.close()
+    server: Any = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
+    if server is not None and server._forkserver_alive_fd is not None:  # as of Python 3.10 to 3.13; a test holds that
+        os.close(server._forkserver_alive_fd)
+        server.__init__()

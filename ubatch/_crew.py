@@ -24,7 +24,7 @@ import weakref
 from collections import deque
 
 from . import _native
-from ._children import Child, Ended, Setup, close_wires, leaving, outcome, reap
+from ._children import Child, Ended, Setup, forget_parents, leaving, outcome, reap
 from ._native import monotonic
 from ._parcels import pack
 from ._shm import pool
@@ -171,11 +171,12 @@ class Crew:
         settle()
 
     def kill(self) -> None:
-        """Take no more calls, and end all children now: their calls fail."""
-        children = [child for post in self._posts if (child := post.child) is not None]
+        """Take no more calls, and end all children that are at one now: it fails."""
         self.close()
-        for child in children:
-            child.kill()
+        for post in self._posts:
+            child = post.child
+            if child is not None:  # whoever called it will see to the rest
+                child.kill()
 
     def reopen(self) -> None:
         """Take calls again, after `close`; does nothing before."""
@@ -347,14 +348,15 @@ def settle(patience: float = 0.0) -> None:
 
 
 def _at_exit() -> None:
+    """Those that idle may end by themselves. Batchers have given the others a moment already."""
     for crew in list(_crews):
-        crew.close()
+        crew.kill()
     reap(EXIT_WAIT)
 
 
 def _after_fork_in_child() -> None:
     leaving.clear()
-    close_wires()
+    forget_parents()
     for crew in list(_crews):
         crew._fresh()
 

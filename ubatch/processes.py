@@ -223,7 +223,14 @@ def _positive(option: str, seconds: float) -> float:
 
 
 def _made(crew: Crew, stacked: bool, calls: Sequence[Any]) -> list[Any]:
-    return [_called(crew, stacked, *call) for call in calls]
+    """The outcomes of what was submitted; errors are outcomes, which are for the futures alone: nothing is logged."""
+    outcomes: list[Any] = []
+    for call in calls:
+        try:
+            outcomes.append(_called(crew, stacked, *call))
+        except BaseException as error:
+            outcomes.append(error)
+    return outcomes
 
 
 def _called(crew: Crew, stacked: bool, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,0 +1,325 @@
+"""Child processes from the outside: how a program with some ends, is killed, interrupted, forked; gevent."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import aliens
+import pytest
+
+from ubatch._child import GRACE
+
+TESTS = str(Path(aliens.__file__).parent)
+
+HEAD = f"""
+import os, signal, sys, threading, time
+sys.path.insert(0, {TESTS!r})
+import aliens, numpy
+from ubatch import UBatch, WorkerDied
+from ubatch.processes import ProcessExecutor
+"""
+
+Program = subprocess.Popen[str]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_in_shm() -> Iterator[None]:
+    """Shared memory leaves no file behind, whatever happens."""
+    before = set(os.listdir("/dev/shm"))
+    yield
+    assert set(os.listdir("/dev/shm")) - before == set()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """Starts a program, in a session of its own."""
+    programs: list[Program] = []
+
+    def run(main: str) -> Program:
+        script = tmp_path / "program.py"
+        body = textwrap.indent(textwrap.dedent(main), "    ")
+        script.write_text(f'{HEAD}\nif __name__ == "__main__":\n{body}\n')
+        program = subprocess.Popen(
+            [sys.executable, str(script)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        programs.append(program)
+        return program
+
+    yield run
+    for program in programs:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(program.pid, signal.SIGKILL)
+        program.communicate()
+
+
+def pids_from(program: Program) -> list[int]:
+    """Of its children, which it writes when they are ready."""
+    assert program.stdout is not None
+    line = program.stdout.readline()
+    assert line, program.communicate()[1]
+    return [int(pid) for pid in line.split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def all_end(pids: list[int], patience: float = 30.0) -> bool:
+    until = time.monotonic() + patience
+    while any(map(is_alive, pids)) and time.monotonic() < until:
+        time.sleep(0.02)
+    for pid in pids:  # orphans are this process's children
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+    return not any(map(is_alive, pids))
+
+
+BUSY = """
+executor = ProcessExecutor(2, start_method="{method}").start()
+held = executor.call(aliens.add, numpy.ones(100_000), 1)
+print(*(child.pid for child in executor.stats.children), flush=True)
+future = executor.submit(aliens.sleep, {seconds})
+while not any(child.calls > 1 for child in executor.stats.children): time.sleep(0.01)
+print("busy", flush=True)
+"""
+
+
+@pytest.mark.parametrize("end", ["pass", "sys.exit(3)", "raise ValueError('the end')", "os._exit(3)"])
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_the_end(run, end, seconds):
+    """However a program ends, and whatever runs, its children end, at once or soon; and it says nothing of them."""
+    program = run(BUSY.format(method="spawn", seconds=seconds) + end)
+    pids = pids_from(program)
+    _, stderr = program.communicate(timeout=60)
+    assert program.returncode == {"pass": 0, "raise ValueError('the end')": 1}.get(end, 3)
+    assert stderr.count("\n") == (6 if "raise" in end else 0) or (stderr.endswith("the end\n") and "raise" in end)
+    assert "Process" not in stderr
+    assert all_end(pids)
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_a_killed_parent(run, method, seconds):
+    """Its children end, also one that computes, after a time of grace."""
+    program = run(BUSY.format(method=method, seconds=seconds) + "time.sleep(60)")
+    pids = pids_from(program)
+    assert program.stdout is not None
+    assert program.stdout.readline() == "busy\n"
+    program.kill()
+    assert all_end(pids, GRACE + 30)
+
+
+def test_a_parent_that_is_killed_while_children_start(run):
+    program = run(
+        """
+        from ubatch._crew import Crew
+        executor = ProcessExecutor(2, initializer=aliens.load_badly, initargs=("hang",))
+        threading.Thread(target=executor.start, daemon=True).start()
+        while len(executor.stats.children) < 2: time.sleep(0.01)
+        print(*(child.pid for child in executor.stats.children), flush=True)
+        time.sleep(60)
+        """
+    )
+    pids = pids_from(program)
+    program.kill()
+    assert all_end(pids, GRACE + 30)
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_an_interrupt(run, method):
+    """Ctrl-C is for the parent; no child says a word, and none is left."""
+    program = run(
+        BUSY.format(method=method, seconds=60).replace('print("busy", flush=True)', "")
+        + textwrap.dedent(
+            """
+            try:
+                print("busy", flush=True)
+                future.result()
+            except KeyboardInterrupt:
+                print("interrupted", flush=True)
+                executor.kill_workers()
+            """
+        )
+    )
+    pids = pids_from(program)
+    assert program.stdout is not None
+    assert program.stdout.readline() == "busy\n"
+    os.killpg(program.pid, signal.SIGINT)
+    stdout, stderr = program.communicate(timeout=60)
+    assert (stdout, stderr, program.returncode) == ("interrupted\n", "", 0)
+    assert all_end(pids)
+
+
+def test_an_interrupt_while_children_start(run):
+    program = run(
+        """
+        executor = ProcessExecutor(2, initializer=aliens.load_badly, initargs=("hang",))
+        def tell():
+            while len(executor.stats.children) < 2: time.sleep(0.01)
+            print(*(child.pid for child in executor.stats.children), flush=True)
+        threading.Thread(target=tell).start()
+        try:
+            executor.start()
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+        """
+    )
+    pids = pids_from(program)
+    os.killpg(program.pid, signal.SIGINT)
+    stdout, stderr = program.communicate(timeout=60)
+    assert (stdout, stderr, program.returncode) == ("interrupted\n", "", 0)
+    assert all_end(pids)
+
+
+def test_a_main_module_without_a_guard(tmp_path):
+    """The error is the one that Python's users know; and it does not hang."""
+    script = tmp_path / "program.py"
+    script.write_text(f"{HEAD}\nProcessExecutor(1, start_timeout=30).start()\n")
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert "bootstrapping phase" in ended.stderr
+    assert "WorkerDied" in ended.stderr
+    assert ended.returncode == 1
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_forks_have_children_of_their_own(run, method):
+    """As under gunicorn with --preload: used before the fork, in it, and after it by the parent."""
+    program = run(
+        f"""
+        executor = ProcessExecutor(1, start_method={method!r})
+        held = executor.call(aliens.add, numpy.ones(100_000), 1)
+        mine = executor.call(aliens.pid)
+        print(mine, flush=True)
+        read, write = os.pipe()
+        forks = []
+        for _ in range(3):
+            fork = os.fork()
+            if not fork:
+                assert (held == 2).all()
+                theirs = executor.call(aliens.pid)
+                got = executor.call(aliens.add, numpy.full(100_000, 5.0), 1)
+                assert theirs != mine and (got == 6).all() and (held == 2).all()
+                os.write(write, b"%d " % theirs)
+                sys.exit(7)
+            forks.append(fork)
+        for _ in range(20):
+            got = executor.call(aliens.add, numpy.zeros(100_000), 3)
+            assert (got == 3).all()
+        del held, got
+        for _ in range(20):
+            assert (executor.call(aliens.add, numpy.zeros(100_000), 3) == 3).all()
+        for fork in forks:
+            assert os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) == 7
+        assert executor.call(aliens.pid) == mine
+        print(os.read(read, 1000).decode(), flush=True)
+        """
+    )
+    pids = pids_from(program)
+    stdout, stderr = program.communicate(timeout=60)
+    assert (stderr, program.returncode) == ("", 0)
+    theirs = [int(pid) for pid in stdout.split()]
+    assert len(set(theirs)) == 3
+    assert all_end(pids + theirs)
+
+
+def test_a_fork_while_calls_run(run):
+    """They are the parent's."""
+    program = run(
+        """
+        executor = ProcessExecutor(2).start()
+        print(*(child.pid for child in executor.stats.children), flush=True)
+        right, stop = [], threading.Event()
+        def work(n):
+            while not stop.is_set():
+                array = numpy.full(50_000, n)
+                right.append((executor.call(aliens.add, array, 1) == n + 1).all())
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
+        for thread in threads: thread.start()
+        for _ in range(5):
+            time.sleep(0.02)
+            fork = os.fork()
+            if not fork:
+                got = executor.call(aliens.add, numpy.full(50_000, 7), 1)
+                os._exit(0 if (got == 8).all() else 1)
+            assert os.waitpid(fork, 0)[1] == 0
+        stop.set()
+        for thread in threads: thread.join()
+        assert all(right) and len(right) > 5
+        """
+    )
+    pids = pids_from(program)
+    _, stderr = program.communicate(timeout=60)
+    assert (stderr, program.returncode) == ("", 0)
+    assert all_end(pids)
+
+
+def test_a_handler_may_have_children_of_its_own(run):
+    program = run(
+        """
+        import multiprocessing
+        executor = ProcessExecutor(1)
+        with executor:
+            print(executor.call(aliens.pid), flush=True)
+            assert executor.call(aliens.nested) == 5
+        """
+    )
+    pids = pids_from(program)
+    _, stderr = program.communicate(timeout=60)
+    assert (stderr, program.returncode) == ("", 0)
+    assert all_end(pids)
+
+
+@pytest.mark.parametrize("patch", [True, False])
+def test_gevent(run, patch):
+    """Greenlets run on while children start, and while others wait for calls."""
+    program = run(
+        """
+        PATCHING
+        import gevent
+        executor = ProcessExecutor(2)
+        beats = []
+        def beat():
+            while True:
+                gevent.sleep(0.01)
+                beats.append(1)
+        beater = gevent.spawn(beat)
+        gevent.sleep(0)
+        executor.start()
+        print(*(child.pid for child in executor.stats.children), flush=True)
+        assert len(beats) > 2, beats
+        with UBatch(8, 0, handler=aliens.sums, workers=2, executor=executor) as batch:
+            jobs = [gevent.spawn(batch.ubatch, numpy.full(10_000, n)) for n in range(30)]
+            gevent.joinall(jobs, raise_error=True)
+            assert [job.value for job in jobs] == [10_000.0 * n for n in range(30)]
+        before = len(beats)
+        futures = [executor.submit(aliens.sleep, 0.1) for _ in range(4)]
+        while not all(future.done() for future in futures):
+            if PATCHED: futures[0].result()
+            gevent.sleep(0.01)
+        assert len(beats) > before + 5
+        executor.shutdown()
+        beater.kill()
+        """.replace("PATCHING", "from gevent import monkey; monkey.patch_all()" if patch else "").replace(
+            "PATCHED", str(patch)
+        )
+    )
+    pids = pids_from(program)
+    _, stderr = program.communicate(timeout=60)
+    assert (stderr, program.returncode) == ("", 0)
+    assert all_end(pids)

@@ -32,8 +32,10 @@ ROWS = (
         "_blocks",
         "_resident",
         "_wire",
-        "stats",
+        "_histogram",
     ),
+    ("_process_stats",),
+    ("stats",),
     (
         "_returns",
         "_bursts",
@@ -66,7 +68,7 @@ ROWS = (
 LEVELS = {room: level for level, row in enumerate(ROWS) for room in row}
 PURE = {"stats", "_ceiling", "_cost", "_traffic", "_returns", "_bursts", "_policy", "_schedule", "_lanes", "_binding"}
 PURE |= {"_admission", "_attempt", "_isolation", "_terms", "_padding", "_arrays", "_blocks", "_pad", "_collate"}
-PURE |= {"_buckets"}
+PURE |= {"_buckets", "_histogram", "_process_stats"}
 IMPURE = {"threading", "_thread", "time", "asyncio", "gevent", "_native"}  # time comes as an argument
 LAZY = {
     "_loop",

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import far
+import numpy
 import pytest
 
 for package in ("prometheus_client", "opentelemetry.sdk"):
@@ -34,7 +36,8 @@ from opentelemetry.trace import StatusCode  # noqa: E402
 from prometheus_client import CollectorRegistry, Counter, generate_latest  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
-from ubatch import QueueFull, UBatch, _changes, _prometheus, aio, metrics, ubatch_decorator  # noqa: E402
+from ubatch import QueueFull, UBatch, WorkerDied, _changes, _prometheus, aio, metrics, ubatch_decorator  # noqa: E402
+from ubatch.processes import ProcessExecutor  # noqa: E402
 from ubatch.stats import REASONS  # noqa: E402
 
 PATIENCE = 10.0
@@ -126,6 +129,34 @@ def test_a_known_load_gives_the_known_numbers(all_shown, scrape):
     assert value(samples, "item_wait_seconds_sum", batcher="measured") == pytest.approx(stats.wait.sum)
     assert value(samples, "batch_run_seconds_sum", batcher="measured") == pytest.approx(stats.run.sum)
     assert scrape() == samples, "nothing is counted twice"
+
+
+@pytest.mark.usefixtures("_processes_may_be_spawned")
+def test_child_processes(all_shown, scrape):
+    """Calls, bytes, and each child's memory and being there; after it is gone, too."""
+    executor = ProcessExecutor(2)
+    with UBatch(4, 0.0, handler=far.fate, name="measured", executor=executor) as batch:
+        batch.ubatch(numpy.zeros(50_000).tobytes())
+        with pytest.raises(WorkerDied):
+            batch.ubatch("killed")
+        batch.ubatch("c")
+        samples = scrape()
+        stats = batch.stats.processes
+        assert value(samples, "process_deaths_total", batcher="measured") == 1
+        assert (
+            value(samples, "process_payload_bytes_total", batcher="measured", direction="sent") == stats.sent > 400_000
+        )
+        assert value(samples, "process_payload_bytes_total", batcher="measured", direction="received") == stats.received
+        for name in ("copied", "passed"):
+            assert value(samples, "process_buffers_total", batcher="measured", way=name) == getattr(stats, name)
+        assert value(samples, "process_handling_seconds_count", batcher="measured") == 2
+        assert value(samples, "process_transfer_seconds_sum", batcher="measured") == pytest.approx(stats.transfer.sum)
+        up = [value(samples, "process_up", batcher="measured", child=str(n)) for n in range(2)]
+        assert max(up) == 1
+        memory = [value(samples, "process_memory_bytes", batcher="measured", child=str(n)) for n in range(2)]
+        assert memory[up.index(1)] > 1e6
+        executor.shutdown()
+        assert [value(scrape(), "process_up", batcher="measured", child=str(n)) for n in range(2)] == [0, 0]
 
 
 def test_times_are_in_their_buckets(all_shown, scrape):
@@ -389,6 +420,7 @@ def test_opentelemetry_measures_the_same():
     assert (of("ubatch.batch.size").count, of("ubatch.batch.size").sum) == (4, 12)
     assert of("ubatch.batch.duration").sum == pytest.approx(batch.stats.run.sum)
     assert of("ubatch.item.wait_time").count == 12
+    assert "ubatch.process.deaths" not in found
     found = points(reader)
     assert of("ubatch.items").value == 12, "they add up, and nothing twice"
     end()
@@ -396,6 +428,35 @@ def test_opentelemetry_measures_the_same():
     with batch:
         batch.map([1])
     assert all(point.value <= 12 for point in points(reader).get("ubatch.items", []))
+    provider.shutdown()
+
+
+@pytest.mark.usefixtures("_processes_may_be_spawned")
+def test_opentelemetry_measures_child_processes():
+    gc.collect()
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    end = metrics.opentelemetry(meter_provider=provider)
+    with ProcessExecutor(1) as executor, UBatch(handler=far.fate, name="measured", executor=executor) as batch:
+        batch.ubatch("a")
+        found = {
+            (
+                name,
+                *sorted((key, text) for key, text in point.attributes.items() if key != "ubatch.batcher.name"),
+            ): point
+            for name, some in points(reader).items()
+            for point in some
+            if point.attributes.get("ubatch.batcher.name") == "measured"
+        }
+        stats = batch.stats.processes
+    assert found[("ubatch.process.deaths",)].value == 0
+    for way in ("sent", "received"):
+        assert found["ubatch.process.payload", ("ubatch.direction", way)].value == getattr(stats, way) > 0
+    for name in ("transfer", "handling"):
+        assert found[(f"ubatch.process.{name}_time",)].value == pytest.approx(getattr(stats, name).sum)
+    assert found["ubatch.process.up", ("ubatch.process.place", 0)].value == 1
+    assert found["ubatch.process.memory", ("ubatch.process.place", 0)].value > 1e6
+    end()
     provider.shutdown()
 
 
@@ -505,10 +566,15 @@ def test_a_batch_that_fails_is_an_error(spans):
 
 
 @pytest.mark.skipif(not DASHBOARD.exists(), reason="the examples are not here")
+@pytest.mark.usefixtures("_processes_may_be_spawned")
 def test_the_dashboard_shows_what_there_is(all_shown, registry):
     """Each metric that it names is there, with the labels that it names."""
-    with UBatch(handler=handler, name="measured") as batch, pytest.raises(KeyError):
-        batch.map([1, "bad"])
+    with (
+        ProcessExecutor(1) as executor,
+        UBatch(handler=far.fate, name="measured", executor=executor) as batch,
+        pytest.raises(ValueError),
+    ):
+        batch.map(["raise"])
     samples = parsed(generate_latest(registry).decode())
     labels = {}
     for name, pairs in samples:
@@ -516,7 +582,7 @@ def test_the_dashboard_shows_what_there_is(all_shown, registry):
     dashboard = json.loads(DASHBOARD.read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
     queries += [variable["query"] for variable in dashboard["templating"]["list"] if variable["type"] == "query"]
-    assert len(queries) > 8
+    assert len(queries) > 14
     for query in queries:
         found = re.findall(r"\bubatch_\w+", query)
         assert found and set(found) <= labels.keys(), query

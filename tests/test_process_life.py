@@ -20,7 +20,8 @@ from ubatch._child import GRACE
 TESTS = str(Path(aliens.__file__).parent)
 
 HEAD = f"""
-import os, signal, sys, threading, time
+import os, signal, sys, threading, time, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later warn of forks beside threads
 sys.path.insert(0, {TESTS!r})
 import aliens, numpy
 from ubatch import UBatch, WorkerDied
@@ -131,7 +132,7 @@ def test_a_parent_that_is_killed_while_children_start(run):
         from ubatch._crew import Crew
         executor = ProcessExecutor(2, initializer=aliens.load_badly, initargs=("hang",))
         threading.Thread(target=executor.start, daemon=True).start()
-        while len(executor.stats.children) < 2: time.sleep(0.01)
+        while not all(child.pid for child in executor.stats.children): time.sleep(0.01)
         print(*(child.pid for child in executor.stats.children), flush=True)
         time.sleep(60)
         """
@@ -171,7 +172,7 @@ def test_an_interrupt_while_children_start(run):
         """
         executor = ProcessExecutor(2, initializer=aliens.load_badly, initargs=("hang",))
         def tell():
-            while len(executor.stats.children) < 2: time.sleep(0.01)
+            while not all(child.pid for child in executor.stats.children): time.sleep(0.01)
             print(*(child.pid for child in executor.stats.children), flush=True)
         threading.Thread(target=tell).start()
         try:

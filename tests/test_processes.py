@@ -108,7 +108,7 @@ def test_shutting_down(make):
             use(aliens.add, 1)
     with pytest.raises(RuntimeError, match="shut down"):
         executor.start()
-    assert executor.stats.children == ()
+    assert not any(child.alive or child.pid for child in executor.stats.children)
     executor.shutdown()
 
 
@@ -143,7 +143,7 @@ def test_killing_workers(make):
     """Python 3.14's `ProcessPoolExecutor` has it too."""
     executor = make(1)
     future = executor.submit(aliens.sleep, 60)
-    eventually(lambda: executor.stats.children and executor.stats.children[0].calls)
+    eventually(lambda: executor.stats.children[0].calls)
     pid = executor.stats.children[0].pid
     executor.kill_workers()
     with pytest.raises(WorkerDied, match="SIGKILL"):
@@ -388,7 +388,7 @@ def test_what_is_raised_as_a_child_starts_is_raised_by_start(make):
     with pytest.raises(FileNotFoundError, match=r"model\.bin") as caught:
         executor.start()
     assert "in load_badly" in str(caught.value.__cause__)
-    assert executor.stats.children == ()
+    assert not any(child.alive or child.pid for child in executor.stats.children)
 
 
 def test_one_that_exits_as_it_starts(make):
@@ -400,7 +400,7 @@ def test_one_that_hangs_as_it_starts(make):
     executor = make(2, initializer=aliens.load_badly, initargs=("hang",))
     with pytest.raises(TimeoutError, match=r"not ready within 0.5 s"):
         executor.start(timeout=0.5)
-    assert executor.stats.children == ()
+    assert not any(child.alive or child.pid for child in executor.stats.children)
 
 
 def test_what_cannot_be_sent_is_named(make):
@@ -625,7 +625,7 @@ def test_a_batcher_that_makes_one_ends_it():
 def test_a_hung_call_is_ended_with_its_batcher():
     batch: UBatch[float, int] = UBatch(1, 0, handler=far_sleep, executor=lambda: ProcessExecutor(1))
     future = batch.submit(60.0)
-    eventually(lambda: batch._place._executor and batch._place._executor.stats.children)  # type: ignore[union-attr]
+    eventually(lambda: batch._place._executor and batch._place._executor.stats.children[0].pid)  # type: ignore[union-attr]
     pid = batch._place._executor.stats.children[0].pid  # type: ignore[union-attr]
     assert batch.stop(timeout=0.2) is False
     with pytest.raises(RuntimeError):
@@ -654,6 +654,28 @@ def test_from_an_event_loop(make):
             return list(await asyncio.gather(*(batch.aubatch(n) for n in range(50))))
 
     assert asyncio.run(main()) == [2 * n for n in range(50)]
+
+
+def test_one_that_cannot_be_sent_disturbs_nobody(make):
+    """Neither on its way in, nor on its way out; nor does an error that cannot be unpickled."""
+    items: list[Any] = [1, threading.Lock(), 3, lambda: None, 5]
+    with UBatch(8, 10.0, handler=aliens.names, executor=make(1)) as batch:
+        futures = [batch.submit(item) for item in [*items, "lock", "odd", 8]]
+        errors = [future.exception(PATIENCE) for future in futures]
+        assert [future.result() for future in futures if future.exception() is None] == ["int", "int", "int", "int"]
+        assert [number for number, error in enumerate(errors) if error is not None] == [1, 3, 5, 6]
+        assert "pickle" in str(errors[1])
+        assert "lambda" in str(errors[3])
+        assert "the result, a lock, cannot be sent" in str(errors[5])
+        assert "Odd: a: b" in str(errors[6])
+        assert batch.stats.batches == 1
+
+
+def test_all_that_cannot_be_sent(make):
+    with UBatch(2, 10.0, handler=aliens.names, executor=make(1)) as batch:
+        for error in [batch.submit(threading.Lock()) for _ in range(2)]:
+            with pytest.raises(TypeError, match="pickle"):
+                error.result(PATIENCE)
 
 
 # -- statistics -----------------------------------------------------------------------------------------------

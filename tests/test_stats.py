@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 
 from ubatch import Histogram, Stats
 from ubatch._buckets import count_times, rounded, time_of
+from ubatch._process_stats import ProcessStats
+from ubatch._tally import child_stats
 from ubatch.stats import MOST_TYPES, REASONS, Counters
 
 NAMES = tuple(Stats.__slots__)
 HISTOGRAMS = ("size", "wait", "run")
 PRESENT = ("queued", "running", "a", "c")
-PLAIN = tuple(name for name in NAMES if name not in (*HISTOGRAMS, "error_types"))
+PLAIN = tuple(name for name in NAMES if name not in (*HISTOGRAMS, "error_types", "processes"))
 
 histograms = st.dictionaries(st.integers(1, 9), st.integers(1, 99), max_size=5).map(
     lambda counts: Histogram(sorted(counts.items()), sum(value * count for value, count in counts.items()))
@@ -27,8 +29,18 @@ histograms = st.dictionaries(st.integers(1, 9), st.integers(1, 99), max_size=5).
 types = st.dictionaries(st.sampled_from(["KeyError", "OSError", "Stopped"]), st.integers(1, 99)).map(
     lambda counts: tuple(sorted(counts.items()))
 )
+SUMS = ("calls", "died", "sent", "received", "copied", "passed")
+processes = st.builds(
+    ProcessStats,
+    **{name: st.integers(0, 10**9) for name in SUMS},
+    transfer=histograms,
+    handling=histograms,
+    blocks=st.integers(0, 10**9),
+    children=st.lists(st.builds(child_stats), max_size=2).map(tuple),
+)
 counts = st.fixed_dictionaries(
     {
+        "processes": st.none() | processes,
         **{name: st.integers(0, 10**9) for name in PLAIN},
         **dict.fromkeys(HISTOGRAMS, histograms),
         "error_types": types,
@@ -45,6 +57,7 @@ def test_each_count_is_kept_under_its_name(values):
     assert {name: shown[name] for name in PLAIN} == {name: values[name] for name in PLAIN}
     assert shown["error_types"] == dict(values["error_types"])
     assert shown["errors"] == stats.errors == sum(dict(values["error_types"]).values())
+    assert shown["processes"] == (values["processes"] and values["processes"].asdict())
     assert shown["wait"] == {name: getattr(stats.wait, name) for name in ("count", "mean", "p50", "p90", "p99")}
     assert json.loads(json.dumps(shown)) == shown
 
@@ -63,13 +76,29 @@ def test_what_was_done_in_an_interval_is_the_difference(one, other):
     after = before + more
     since = after - before
     for name in NAMES:
-        if name not in PRESENT:
+        if name not in (*PRESENT, "processes"):
             assert getattr(since, name) == getattr(more, name), name
+    if more.processes is not None:
+        for name in (*SUMS, "transfer", "handling"):
+            assert getattr(since.processes, name) == getattr(more.processes, name), name
+        assert since.processes.children == after.processes.children
     assert [getattr(since, name) for name in PRESENT] == [getattr(after, name) for name in PRESENT]
     assert after.queued == before.queued + more.queued
     assert (after.a, after.c) == ((before.a, before.c) if before.items >= more.items else (more.a, more.c))
     nothing = after - after
     assert (nothing.batches, nothing.items, nothing.errors, nothing.wait) == (0, 0, 0, Histogram())
+
+
+@given(processes, processes)
+def test_so_it_is_for_processes(before, more):
+    assert (before + more) - before == ProcessStats(
+        **{**more._values(), "blocks": max(before.blocks, more.blocks), "children": before.children + more.children}
+    )
+    if more.calls:
+        with pytest.raises(ValueError, match="later"):
+            before - (before + more)
+    assert json.loads(json.dumps(more.asdict())) == more.asdict()
+    assert pickle.loads(pickle.dumps(more)) == more
 
 
 @pytest.mark.parametrize("name", ["items", "full", "room", "error_types", "wait"])
@@ -169,9 +198,9 @@ def test_snapshots_can_be_sent_around(values):
 RECORDED = {"size": Histogram([(3, 2)], 6), "wait": Histogram(), "run": Histogram(), "room": 8}
 
 
-def snapshot(counters, other=None, **present):
+def snapshot(counters, other=None, processes=None, **present):
     present = {"queued": 0, "running": 0, "a": 0.0, "c": 0.0, **present}
-    return counters.snapshot(other or Counters(), RECORDED, **present)
+    return counters.snapshot(other or Counters(), RECORDED, **present, processes=processes)
 
 
 def filled(values):

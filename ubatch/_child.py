@@ -22,8 +22,8 @@ import threading
 import traceback
 
 from . import _native
-from ._parcels import Parcel, pack, unpack
-from ._records import Failed, sendable
+from ._parcels import Parcel, Unpackable, pack, unpack
+from ._records import Failed, Logged, sendable, sendable_results
 from ._shm import Block, Mapped
 from ._wire import Wire
 
@@ -140,12 +140,20 @@ class _Served:
             began = _native.monotonic()
             result = function(*args, **kwargs)
             seconds = _native.monotonic() - began
+            is_handler = isinstance(function, Logged)
             del function, args, kwargs
-            answer = self._packed((True, result))
+            try:
+                answer = self._packed((True, result))
+            except Exception:
+                if not is_handler:
+                    raise
+                answer = self._packed((True, sendable_results(result)))  # those that can be are not disturbed
         except (ParentGone, SystemExit):
             raise
         except BaseException as error:
             seconds = _native.monotonic() - began
+            if isinstance(error, Unpackable):
+                error = error.__cause__ or error
             origin = error.__cause__ if isinstance(error, Failed) and error.__cause__ is not None else error
             origin.with_traceback(origin.__traceback__ and origin.__traceback__.tb_next)  # without this frame
             told = "".join(traceback.format_exception(type(origin), origin, origin.__traceback__))

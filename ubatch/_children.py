@@ -20,7 +20,7 @@ from contextlib import contextmanager
 
 from . import _child, _native
 from ._native import monotonic
-from ._parcels import pack, unpack
+from ._parcels import Unpackable, pack, unpack
 from ._records import Failed, logged, raised, told
 from ._shm import pool
 from ._wire import MOST_DESCRIPTORS, Wire
@@ -130,7 +130,10 @@ class Child:
         self._known: set[int] = set()  # numbers of the blocks that it has mapped
         self._dropped = pool.dropped
         reap()
-        first = pack((setup.first, (), {}), pool, pool.take)
+        try:
+            first = pack((setup.first, (), {}), pool, pool.take)
+        except Unpackable as error:
+            raise error.__cause__ or error from None
         ours, theirs = _socket.socketpair()
         self._wire = Wire(ours)
         _wires.add(self._wire)  # before another thread forks

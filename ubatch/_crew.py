@@ -27,8 +27,9 @@ from . import _native
 from ._children import Child, Ended, Setup, forget_parents, leaving, outcome, reap
 from ._native import monotonic
 from ._parcels import pack
+from ._process_stats import ProcessStats
 from ._shm import pool
-from ._tally import ChildStats, ProcessStats, Tally
+from ._tally import Tally, child_stats
 from .errors import WorkerDied
 
 TYPE_CHECKING = False
@@ -111,8 +112,8 @@ class Crew:
 
     def stats(self) -> ProcessStats:
         """A snapshot; see there."""
-        children = [child for post in self._posts if (child := post.child) is not None]
-        told = [ChildStats(pid=child.pid, alive=child.alive(), calls=child.calls) for child in children]
+        children = [post.child for post in self._posts]
+        told = [child_stats(one.pid, one.alive(), one.calls) if one else child_stats() for one in children]
         return self._tally.snapshot(tuple(told), pool.size)
 
     # -- starting and ending ------------------------------------------------------------------------------

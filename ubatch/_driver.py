@@ -152,7 +152,8 @@ class Driver(Intake, Observed):
         learned = self._policy.cost
         a, c = (learned.a, learned.c) if learned is not None else (0.0, 0.0)
         present = {"queued": len(self._schedule), "running": running, "a": a, "c": c}
-        return self._counters.snapshot(self._given_up, recorded, **present)
+        processes = None if self._place is None else self._place.stats
+        return self._counters.snapshot(self._given_up, recorded, **present, processes=processes)
 
     # -- workers ------------------------------------------------------------------------------------------
 

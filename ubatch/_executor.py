@@ -19,17 +19,22 @@ from __future__ import annotations
 import contextvars
 import functools
 import os
+import pickle
 import sys
 import weakref
 
 from . import _native
+from ._attempt import listed
+from ._parcels import Unpackable
 from .errors import WorkerDied
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
     from typing import Any
+
+    from ._process_stats import ProcessStats
 
 _living: dict[int, weakref.ref[Renewable]] = {}  # every one, by id; operations on a dict are atomic
 
@@ -59,6 +64,7 @@ class Renewable:
         self._given = given
         self._executor: Any = given if is_executor(given) else None
         self._lock = _native.reentrant_lock()  # guards the setting of _executor
+        self._past: ProcessStats | None = None  # what processes did of executors that were replaced
         self._inherited: list[Any] = []  # a parent's: not to be collected, as that would speak to the parent's children
         _living[id(self)] = weakref.ref(self, functools.partial(_forget, id(self)))
 
@@ -76,7 +82,7 @@ class Renewable:
         """
         executor = self._present()
         if _is_ours(executor):  # this very thread can see to it
-            return executor, functools.partial(executor.call, executed.function_for(executor), *args, **kwargs)
+            return executor, functools.partial(executor._run, executed.function_for(executor), args, kwargs)
         try:
             return executor, executor.submit(executed.function_for(executor), *args, **kwargs).result
         except RuntimeError as error:  # it has not taken the call
@@ -126,7 +132,7 @@ class Renewable:
         with self._lock:
             executor = self._executor
             if executor is not None and executor is not self._given:
-                self._executor = None
+                self._drop(executor)
                 executor.shutdown(wait=wait)
 
     def abandon(self) -> None:
@@ -134,13 +140,29 @@ class Renewable:
         self._lock = _native.reentrant_lock()  # who holds the other one is given up
         executor = self._executor
         if executor is not None and executor is not self._given:
-            self._executor = None
+            self._drop(executor)
             # as a `ProcessPoolExecutor` has it, from Python 3.14 on
             getattr(executor, "kill_workers", functools.partial(executor.shutdown, wait=False))()
+
+    def _drop(self, executor: Any) -> None:
+        """It is of no use any more; what it did is remembered."""
+        stats = self.stats
+        self._past = None if stats is None else stats.without_children()
+        self._executor = None
+
+    @property
+    def stats(self) -> ProcessStats | None:
+        """What child processes have done, if they are ours."""
+        executor, past = self._executor, self._past
+        if not _is_ours(executor):
+            return past
+        stats: ProcessStats = executor.stats
+        return stats if past is None else past + stats
 
     def _forked(self) -> None:
         """In the child: the parent's executor has no threads here. No inherited lock is touched."""
         self._lock = _native.reentrant_lock()
+        self._past = None
         if _is_ours(self._executor):  # it has seen to that itself
             return
         self._inherited.append(self._executor)
@@ -223,6 +245,8 @@ class Executed:
             return _records.told(answer) if _is_process_pool(executor) else answer
         except _records.Failed as failed:
             raise _records.raised(failed) from failed.__cause__
+        except Unpackable as error:
+            return self._without_bad(args, kwargs, error)
         except RuntimeError as error:
             if not _tells_of_breakage(error):
                 raise
@@ -231,6 +255,23 @@ class Executed:
             raise WorkerDied(self._name, str(error)) from error
         finally:
             del self, executor, wait, args, kwargs  # a traceback refers to this frame: to nobody's items
+
+    def _without_bad(self, args: tuple[Any, ...], kwargs: dict[str, Any], error: Unpackable) -> Any:
+        """Some items cannot be sent: theirs is the error alone. Raises what `__call__` does."""
+        columns = [*args, *kwargs.values()]
+        if not all(type(column) is list for column in columns):  # one thing made of all items
+            raise error.__cause__ or error
+        items = [*zip(*columns, strict=True)]
+        errors = {number: bad for number, item in enumerate(items) if (bad := _unsendable(item)) is not None}
+        if not errors:
+            raise error.__cause__ or error
+        left = [number for number in range(len(items)) if number not in errors]
+        results: Sequence[Any] = ()
+        if left:
+            some = [[column[number] for number in left] for column in columns]
+            named = dict(zip(kwargs, some[len(args) :], strict=True))
+            results = listed(self(*some[: len(args)], **named), len(left))
+        return [errors[number] if number in errors else results[left.index(number)] for number in range(len(items))]
 
     def function_for(self, executor: Any) -> Callable[..., Any]:
         """What to submit to an executor."""
@@ -251,6 +292,15 @@ class Executed:
             return self._handler(*args, **kwargs)
         finally:
             self._threads.discard(thread)
+
+
+def _unsendable(item: Any) -> BaseException | None:
+    """Why it cannot be pickled, if so."""
+    try:
+        pickle.dumps(item, 5)
+    except Exception as error:
+        return error.with_traceback(None)
+    return None
 
 
 def _forget(key: int, _: object) -> None:

@@ -21,7 +21,8 @@ from functools import partial
 from itertools import count
 
 from . import _native
-from .stats import Stats, _Frozen
+from ._histogram import Frozen
+from .stats import Stats
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     Observer: TypeAlias = Callable[["Batch"], object] | Tracer
 
 
-class Batch(_Frozen):
+class Batch(Frozen):
     """What became of one batch; it cannot be changed."""
 
     __slots__ = ("batcher", "began", "duration", "error", "errors", "max_size", "reason", "size", "waits")

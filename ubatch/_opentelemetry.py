@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ._observing import Batch
     from .stats import Stats
 
-    Reading: TypeAlias = Callable[[Stats], Iterable[tuple[int, dict[str, str]]]]
+    Reading: TypeAlias = Callable[[Stats], Iterable[tuple[float, dict[str, str]]]]
     """Values of a counter, each with attributes."""
 
 
@@ -97,6 +97,29 @@ class _Meters:
             "{item}",
             "Items that the handler never saw, by why.",
         )
+        # of child processes, where handlers run in these
+        counter(
+            "ubatch.process.deaths",
+            lambda s: [(s.processes.died, {})] if s.processes else [],
+            "{process}",
+            "Child processes that died.",
+        )
+        counter(
+            "ubatch.process.payload",
+            lambda s: [(getattr(s.processes, way), {"ubatch.direction": way}) for way in _WAYS if s.processes],
+            "By",
+            "Bytes to and from child processes.",
+        )
+        for name, text in (
+            ("transfer", "Time of calls of child processes, beside the handler itself."),
+            ("handling", "Time that the handler took there."),
+        ):
+            counter(f"ubatch.process.{name}_time", partial(_time, name), "s", text)
+        for name, unit, text in (
+            ("up", "{process}", "Whether a child process is there."),
+            ("memory", "By", "Resident memory of a child process."),
+        ):
+            meter.create_observable_gauge(f"ubatch.process.{name}", [partial(self._read_children, name)], unit, text)
         for name, text in ("queued", "Items that wait for a worker."), ("running", "Items in batches that run."):
             meter.create_observable_up_down_counter(
                 f"ubatch.items.{name}", [partial(self._read_present, name)], "{item}", text
@@ -124,12 +147,25 @@ class _Meters:
         for name, stats in self._look().items():
             yield self._observation(getattr(stats, what), {"ubatch.batcher.name": name})
 
+    def _read_children(self, what: str, _: object) -> Iterator[Any]:
+        for name, stats in self._look().items():
+            for place, child in enumerate(stats.processes.children if stats.processes is not None else ()):
+                value = int(child.alive) if what == "up" else child.memory
+                yield self._observation(value, {"ubatch.batcher.name": name, "ubatch.process.place": place})
+
     def __call__(self, batch: Batch) -> None:
         attributes = {"ubatch.batcher.name": batch.batcher}
         self._size.record(batch.size, attributes)
         self._run.record(batch.duration, attributes)
         for wait in batch.waits:
             self._wait.record(wait, attributes)
+
+
+_WAYS = ("sent", "received")
+
+
+def _time(name: str, stats: Stats) -> list[tuple[float, dict[str, str]]]:
+    return [] if stats.processes is None else [(getattr(stats.processes, name).sum, {})]
 
 
 def traces(batcher: Any = None, tracer_provider: Any = None) -> Callable[[], None]:

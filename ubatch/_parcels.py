@@ -55,6 +55,10 @@ class Parcel:
     """Buffers that lay in one."""
 
 
+class Unpackable(Exception):
+    """Something cannot be pickled; `__cause__` says what."""
+
+
 class _Chunks(list):  # type: ignore[type-arg]
     """What a pickler writes, as it comes: large strings and bytes as they are, without a copy."""
 
@@ -115,7 +119,8 @@ def pack(
         fresh: a block in which they may in any case.
 
     Raises:
-        Exception: the object cannot be pickled, by whatever its types raise then; or what `take` raises.
+        Unpackable: the object cannot be pickled.
+        Exception: what `take` raises.
     """
     parcel = Parcel()
     parcel.places, parcel.views, parcel.size, parcel.copied, parcel.passed = [], {}, 0, 0, 0
@@ -148,7 +153,10 @@ def pack(
     parcel.head = None
     pickler = _Pickler(chunks, 5, buffer_callback=outside)
     pickler.shared = shared
-    pickler.dump(thing)
+    try:
+        pickler.dump(thing)
+    except Exception as error:
+        raise Unpackable(str(error)) from error
     length = sum(map(len, chunks))
     parcel.size += length
     inline = length <= INLINE

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._observing import Batch, Observed
+    from ._process_stats import ChildStats, ProcessStats
     from .stats import Histogram, Stats
 
 SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -94,8 +95,8 @@ class _Exporter:
         def counter(name: str, text: str, *labels: str) -> Any:
             return Counter(f"ubatch_{name}", text, ("batcher", *labels), registry=None)
 
-        def gauge(name: str, text: str, mode: Any = "livesum") -> Any:
-            return Gauge(f"ubatch_{name}", text, ("batcher",), registry=None, multiprocess_mode=mode)
+        def gauge(name: str, text: str, *labels: str, mode: Any = "livesum") -> Any:
+            return Gauge(f"ubatch_{name}", text, ("batcher", *labels), registry=None, multiprocess_mode=mode)
 
         def histogram(name: str, text: str, buckets: Sequence[float]) -> Any:
             return Histogram(f"ubatch_{name}", text, ("batcher",), registry=None, buckets=buckets)
@@ -107,15 +108,26 @@ class _Exporter:
         self._room = counter("batch_room_items", "Items that the batches of ubatch_batch_size could have had.")
         self._queued = gauge("queued_items", "Items that wait for a worker.")
         self._running = gauge("running_items", "Items in batches that run.")
-        self._batch_cost = gauge("batch_cost_seconds", "What a batch costs at least, as learned.", "livemostrecent")
-        self._item_cost = gauge("item_cost_seconds", "What each item adds to it, as learned.", "livemostrecent")
+        self._batch_cost = gauge(
+            "batch_cost_seconds", "What a batch costs at least, as learned.", mode="livemostrecent"
+        )
+        self._item_cost = gauge("item_cost_seconds", "What each item adds to it, as learned.", mode="livemostrecent")
         self._size = histogram("batch_size", "Items in a batch.", ITEMS)
         self._run = histogram("batch_run_seconds", "Time that the handler took for a batch.", SECONDS)
         self._wait = histogram("item_wait_seconds", "Time from an item's arrival to the handler's call.", SECONDS)
+        # of child processes, where handlers run in these
+        self._deaths = counter("process_deaths", "Child processes that died.")
+        self._payload = counter("process_payload_bytes", "Bytes to and from child processes.", "direction")
+        self._buffers = counter("process_buffers", "Arrays and such to and from child processes, by how.", "way")
+        self._transfer = histogram("process_transfer_seconds", "Time of a call beside the handler itself.", SECONDS)
+        self._handling = histogram("process_handling_seconds", "Time that the handler took there.", SECONDS)
+        self._up = gauge("process_up", "Whether a child process is there; in multi-process mode how many.", "child")
+        self._memory = gauge("process_memory_bytes", "Resident memory of a child process.", "child")
         self._metrics = [metric for metric in vars(self).values() if hasattr(metric, "collect")]
         self._is_shared: bool = ValueClass._multiprocess
         self._changes = Changes()
         self._names: set[str] = set()
+        self._children: dict[str, int] = {}  # places for child processes that were shown, by batcher
         self._renew()
 
     def _renew(self) -> None:
@@ -161,6 +173,7 @@ class _Exporter:
             for name in self._names - changes.keys():
                 self._queued.labels(name).set(0)
                 self._running.labels(name).set(0)
+                self._show_children(name, ())
             self._names |= changes.keys()
             for name, stats in changes.items():
                 self._write(name, stats)
@@ -181,6 +194,27 @@ class _Exporter:
         _add_all(self._size.labels(name), stats.size)
         _add_all(self._run.labels(name), stats.run)
         _add_all(self._wait.labels(name), stats.wait)
+        if stats.processes is not None:
+            self._write_processes(name, stats.processes)
+
+    def _write_processes(self, name: str, stats: ProcessStats) -> None:
+        self._deaths.labels(name).inc(stats.died)
+        for direction in ("sent", "received"):
+            self._payload.labels(name, direction).inc(getattr(stats, direction))
+        for way in ("copied", "passed"):
+            self._buffers.labels(name, way).inc(getattr(stats, way))
+        _add_all(self._transfer.labels(name), stats.transfer)
+        _add_all(self._handling.labels(name), stats.handling)
+        self._show_children(name, stats.children)
+
+    def _show_children(self, name: str, children: Sequence[ChildStats]) -> None:
+        """Of each place, from 0; those that are no more are down."""
+        known = self._children.get(name, 0)
+        for place in range(max(known, len(children))):
+            child = children[place] if place < len(children) else None
+            self._up.labels(name, place).set(child is not None and child.alive)
+            self._memory.labels(name, place).set(0 if child is None else child.memory)
+        self._children[name] = max(known, len(children))
 
     # -- where a scrape reads files: a thread of each process that has batches ------------------------------
 

@@ -63,7 +63,10 @@ class Logged:
         root.handlers = [_Kept(records)]
         root.setLevel(self.level)
         try:
-            return self.handler(*args, **kwargs), records
+            result = self.handler(*args, **kwargs)
+            if isinstance(result, (list, tuple)) and any(isinstance(each, BaseException) for each in result):
+                result = [sendable(each) if isinstance(each, BaseException) else each for each in result]
+            return result, records
         except Exception as error:
             if not records and sendable(error) is error:
                 raise
@@ -80,6 +83,22 @@ def sendable(error: BaseException) -> BaseException:
         return error
     except Exception:
         return HandlerFailed(f"{type(error).__qualname__}: {error}")
+
+
+def sendable_results(answer: tuple[Any, list[logging.LogRecord]]) -> tuple[Any, list[logging.LogRecord]]:
+    """The answer, with an error in the place of each result that cannot be pickled. Raises TypeError: none has one."""
+    results, records = answer
+    if not isinstance(results, (list, tuple)):
+        raise TypeError(f"a {type(results).__name__} cannot be sent")
+    return [_sendable_result(each) for each in results], records
+
+
+def _sendable_result(result: Any) -> Any:
+    try:
+        pickle.dumps(result, 5)
+    except Exception as error:
+        return TypeError(f"the result, a {type(result).__name__}, cannot be sent: {error}")
+    return result
 
 
 def logged(handler: Callable[..., Any]) -> Logged:

@@ -1,4 +1,4 @@
-"""What child processes did, and how they are: the counters of a crew, and the frozen snapshot of them.
+"""What child processes did, and how they are: the counters of a crew.
 
 Any number of threads may note at once, and any may look: a note is two appends to lists, each atomic.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 
 from . import _native
-from .stats import Histogram, _Frozen
+from ._histogram import Histogram
+from ._process_stats import ChildStats, ProcessStats
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,63 +19,9 @@ FOLD = 1024
 """Calls that are noted before they are folded."""
 
 
-class ChildStats(_Frozen):
-    """A child process, at one moment; it cannot be changed."""
-
-    __slots__ = ("alive", "calls", "memory", "pid")
-
-    pid: int
-    """The number of the process."""
-    alive: bool
-    """Whether it is there."""
-    calls: int
-    """How many calls it was given."""
-    memory: int
-    """Bytes of its resident memory, blocks that it has mapped included; 0 if it cannot be told."""
-
-    def __init__(self, **values: Any) -> None:
-        super().__init__(memory=_memory_of(values["pid"]), **values)
-
-    def __repr__(self) -> str:
-        return f"ChildStats({', '.join(f'{name}={value}' for name, value in self._values().items())})"
-
-
-class ProcessStats(_Frozen):
-    """What the children of an executor have done since it was made, at one moment; it cannot be changed."""
-
-    __slots__ = ("blocks", "calls", "children", "copied", "died", "handling", "passed", "received", "sent", "transfer")
-
-    calls: int
-    """Calls that were answered."""
-    died: int
-    """Children that died, but for those that could not start."""
-    transfer: Histogram
-    """Seconds that a call took beside the function itself: packing, waking, sending and unpacking, both ways."""
-    handling: Histogram
-    """Seconds that the function took."""
-    sent: int
-    """Bytes of all calls, arrays included."""
-    received: int
-    """Bytes of all answers."""
-    copied: int
-    """Buffers that were copied into shared memory, in either direction."""
-    passed: int
-    """Buffers that lay in shared memory, and were not copied."""
-    blocks: int
-    """Bytes of shared memory that this process keeps for all of its children; more than was ever touched."""
-    children: tuple[ChildStats, ...]
-    """The children, but for those that are being replaced."""
-
-    def asdict(self) -> dict[str, Any]:
-        """The numbers by name; histograms and children are dictionaries of their own."""
-        values = self._values()
-        for name in ("transfer", "handling"):
-            values[name] = values[name].asdict()
-        values["children"] = [child._values() for child in self.children]
-        return values
-
-    def __repr__(self) -> str:
-        return f"ProcessStats({', '.join(f'{name}={value}' for name, value in self._values().items())})"
+def child_stats(pid: int = 0, alive: bool = False, calls: int = 0) -> ChildStats:
+    """What is to be told of a child."""
+    return ChildStats(pid=pid, alive=alive, calls=calls, memory=_memory_of(pid) if alive else 0)
 
 
 def _memory_of(pid: int) -> int:
@@ -142,10 +89,10 @@ class Tally:
                 died=self.died,
                 transfer=self._times(self._transfer, transfer),
                 handling=self._times(self._handling, handling),
-                sent=sent,
-                received=received,
-                copied=copied,
-                passed=passed,
+                sent=int(sent),
+                received=int(received),
+                copied=int(copied),
+                passed=int(passed),
                 blocks=blocks,
                 children=children,
             )

@@ -19,8 +19,9 @@ from . import _native
 from ._children import METHODS, RemoteTraceback, Setup
 from ._crew import Crew, settle
 from ._options import checked_timeout, checked_workers
+from ._parcels import Unpackable
+from ._process_stats import ChildStats, ProcessStats
 from ._stacks import stack
-from ._tally import ChildStats, ProcessStats
 from ._typing import TypeVar
 from ._waiters import blocking, deliver
 from .core import UBatch
@@ -158,6 +159,13 @@ class ProcessExecutor(Executor):
             RuntimeError: the executor has been shut down.
             Exception: what the function raised, with the traceback in `__cause__`; something does not pickle.
         """
+        try:
+            return self._run(fn, args, kwargs)
+        except Unpackable as error:
+            raise error.__cause__ or error from None
+
+    def _run(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`call` for batchers. Raises Unpackable: function or arguments do not pickle."""
         return _called(self._crew, self._stacked, fn, args, kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -228,6 +236,8 @@ def _made(crew: Crew, stacked: bool, calls: Sequence[Any]) -> list[Any]:
     for call in calls:
         try:
             outcomes.append(_called(crew, stacked, *call))
+        except Unpackable as error:
+            outcomes.append(error.__cause__)
         except BaseException as error:
             outcomes.append(error)
     return outcomes

@@ -6,12 +6,16 @@ own, and one for what others count under a lock. Sizes and times are in `_record
 
 from __future__ import annotations
 
-from math import ceil
+from ._histogram import Frozen, Histogram
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from typing import Any, NoReturn
+    from typing import Any
+
+    from ._process_stats import ProcessStats
+
+__all__ = ["REASONS", "Counters", "Histogram", "Stats"]
 
 REASONS = ("full", "window", "gathered", "burst", "deadline", "idle", "drained")
 """Why batches leave."""
@@ -20,129 +24,7 @@ MOST_TYPES = 64
 """Errors are counted under their types' names, as long as there are no more; then as "others"."""
 
 
-class _Frozen:
-    """A value that cannot be changed: what its slots hold is given once."""
-
-    __slots__: tuple[str, ...] = ()
-
-    def __init__(self, **values: Any) -> None:
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-
-    def _values(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self._values() == other._values()
-
-    def __hash__(self) -> int:
-        return hash(tuple(self._values().values()))
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(f"a {type(self).__name__} cannot be changed: {name}")
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"a {type(self).__name__} cannot be changed: {name}")
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _restored, (type(self), self._values())
-
-
-def _restored(kind: type[_Frozen], values: dict[str, Any]) -> _Frozen:
-    return kind(**values)
-
-
-class Histogram(_Frozen):
-    """How many of which value there were; it cannot be changed. Histograms can be added and subtracted.
-
-    Times are within 1/16 of the truth, sizes exact below 256 and within 1/128 from there on; `sum`, and so the mean,
-    is exact. However many values there are, a histogram has at most 8 (of sizes: 128) different ones in each power
-    of two.
-
-    Args:
-        buckets: pairs of a value and how often it was, in ascending order of the values.
-        sum: of all values.
-    """
-
-    __slots__ = ("buckets", "sum")
-
-    buckets: tuple[tuple[float, int], ...]
-    """Pairs of a value and how often it was, in ascending order of the values."""
-    sum: float
-    """Of all values."""
-
-    def __init__(self, buckets: Iterable[tuple[float, int]] = (), sum: float = 0) -> None:
-        super().__init__(buckets=tuple(buckets), sum=sum)
-
-    @property
-    def count(self) -> int:
-        """How many values there were."""
-        return sum(count for _, count in self.buckets)
-
-    @property
-    def mean(self) -> float:
-        """Their mean; 0.0 if there were none."""
-        return self.sum / self.count if self.buckets else 0.0
-
-    def quantile(self, q: float) -> float:
-        """The least value that a share `q` of all does not exceed; 0.0 if there were none.
-
-        Args:
-            q: from 0 (the smallest value) to 1 (the largest).
-
-        Raises:
-            ValueError: `q` is not between 0 and 1.
-        """
-        if not 0 <= q <= 1:
-            raise ValueError(f"q must be between 0 and 1, not {q!r}")
-        wanted = max(1, ceil(q * self.count - 1e-9))
-        for value, count in self.buckets:
-            wanted -= count
-            if wanted <= 0:
-                return value
-        return 0.0
-
-    @property
-    def p50(self) -> float:
-        """The median."""
-        return self.quantile(0.5)
-
-    @property
-    def p90(self) -> float:
-        """What nine in ten do not exceed."""
-        return self.quantile(0.9)
-
-    @property
-    def p99(self) -> float:
-        """What 99 in a hundred do not exceed."""
-        return self.quantile(0.99)
-
-    def asdict(self) -> dict[str, float]:
-        """Count, mean and percentiles by name."""
-        return {name: getattr(self, name) for name in ("count", "mean", "p50", "p90", "p99")}
-
-    def __add__(self, other: Histogram) -> Histogram:
-        """The values of both."""
-        counts = dict(self.buckets)
-        for value, count in other.buckets:
-            counts[value] = counts.get(value, 0) + count
-        return Histogram(sorted(counts.items()), self.sum + other.sum)
-
-    def __sub__(self, other: Histogram) -> Histogram:
-        """The values of this one without those of `other`. Raises ValueError: it has others."""
-        counts = dict(self.buckets)
-        for value, count in other.buckets:
-            counts[value] = counts.get(value, 0) - count
-        if min(counts.values(), default=0) < 0:
-            raise ValueError("a histogram can be taken from a later one of the same values alone")
-        left = [(value, count) for value, count in sorted(counts.items()) if count]
-        return Histogram(left, max(self.sum - other.sum, 0) if left else 0)
-
-    def __repr__(self) -> str:
-        return f"Histogram({', '.join(f'{name}={value:.4g}' for name, value in self.asdict().items())})"
-
-
-class Stats(_Frozen):
+class Stats(Frozen):
     """What a batcher has done since it was made, at one moment; it cannot be changed.
 
     Taking a snapshot blocks nobody; its numbers are read one after another, so while items are in flight
@@ -160,6 +42,7 @@ class Stats(_Frozen):
         "error_types",
         "expired",
         "items",
+        "processes",
         "queued",
         "rejected",
         "room",
@@ -212,6 +95,8 @@ class Stats(_Frozen):
     """Seconds from an item's arrival to the handler's call."""
     run: Histogram
     """Seconds that the handler took for a batch, all of its calls together."""
+    processes: ProcessStats | None
+    """What the child processes of a `ProcessExecutor` have done, in which the handler runs; `None` without one."""
     room: int
     """Items that these batches could have had: `max_size` of each, or what memory is known to bear (`isolate`)."""
 
@@ -251,6 +136,7 @@ class Stats(_Frozen):
         for name in ("size", "wait", "run"):
             values[name] = values[name].asdict()
         values["error_types"] = dict(self.error_types)
+        values["processes"] = None if self.processes is None else self.processes.asdict()
         return {**{name: getattr(self, name) for name in ("batches", "errors", "utilisation")}, **values}
 
     def __add__(self, other: Stats) -> Stats:
@@ -260,6 +146,7 @@ class Stats(_Frozen):
         types = _added(dict(self.error_types), other.error_types)
         return Stats(
             **values,
+            processes=_both(self.processes, other.processes),
             queued=self.queued + other.queued,
             running=self.running + other.running,
             a=busier.a,
@@ -276,9 +163,15 @@ class Stats(_Frozen):
         counts = [*types.values(), *(value for value in values.values() if isinstance(value, int))]
         if min(counts) < 0:
             raise ValueError("a snapshot can be taken from a later one of the same batcher alone")
+        processes = self.processes
+        if processes is not None and before.processes is not None:
+            processes = processes - before.processes
         present = {name: getattr(self, name) for name in ("queued", "running", "a", "c")}
         return Stats(
-            **values, **present, error_types=tuple((kind, count) for kind, count in sorted(types.items()) if count)
+            **values,
+            **present,
+            processes=processes,
+            error_types=tuple((kind, count) for kind, count in sorted(types.items()) if count),
         )
 
     def __repr__(self) -> str:
@@ -286,7 +179,11 @@ class Stats(_Frozen):
         return f"Stats({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
 
-_OTHERS = {"queued", "running", "a", "c", "error_types"}
+_OTHERS = {"queued", "running", "a", "c", "error_types", "processes"}
+
+
+def _both(one: ProcessStats | None, other: ProcessStats | None) -> ProcessStats | None:
+    return one + other if one is not None and other is not None else one or other
 
 
 def _added(counts: dict[str, int], more: Iterable[tuple[str, int]]) -> dict[str, int]:
@@ -330,13 +227,13 @@ class Counters:
         for name in _PLAIN:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
-    def snapshot(self, other: Counters, recorded: Mapping[str, Any], **present: float) -> Stats:
+    def snapshot(self, other: Counters, recorded: Mapping[str, Any], **present: Any) -> Stats:
         """Freeze the sums of these counters and `other`.
 
         Args:
             other: what others have counted.
             recorded: sizes and times, see `Recorder.recorded`.
-            present: numbers of now, `queued` and `running`, and `a` and `c`, what was learned.
+            present: numbers of now, `queued` and `running`, and `a` and `c`, what was learned; `processes`.
         """
         counts = {name: getattr(self, name) + getattr(other, name) for name in _PLAIN}
         cuts = {reason: self.cuts[reason] + other.cuts[reason] for reason in REASONS}

@@ -278,7 +278,9 @@ class UBatch(Observed, Faces[T, U]):
             running += sum(len(shift.batch) for shift in list(home.busy))
         learned = latest.policy.cost if latest is not None else None
         a, c = (learned.a, learned.c) if learned is not None else (0.0, 0.0)
-        return total.snapshot(Counters(), recorded, queued=queued, running=running, a=a, c=c)
+        present = {"queued": queued, "running": running, "a": a, "c": c}
+        processes = None if self._job.place is None else self._job.place.stats
+        return total.snapshot(Counters(), recorded, **present, processes=processes)
 
     def _heed(self) -> None:
         self._job.recorder.heed(_observing.observers_of(self))

@@ -35,7 +35,7 @@ def main() -> int:
         type=int,
         nargs="?",
         const=100,
-        help="a flow instead, of whose child processes so many are killed (100) while it gets 100,000 items or --items",
+        help="a flow instead, of whose child processes so many are killed (100) for 100,000 results, or --items",
     )
     parser.add_argument("--interval", type=float, default=5.0, help="seconds for each throughput figure")
     parser.add_argument("--seed", type=int, default=None)

@@ -41,6 +41,12 @@ WARM_UP = 200
 KILLED = "killed by SIGKILL"
 """What is said of each child that dies here."""
 
+NONE = "could not start"
+"""What is said where there is no child at the moment."""
+
+PAUSE = 0.01
+"""Seconds that a caller waits then."""
+
 SHARED = Path("/dev/shm")
 
 BLOCK = "memfd:ubatch"
@@ -94,7 +100,7 @@ class Kills:
         self.flow: Any = None
 
     def run(self, seconds: float, interval: float, items: float) -> dict[str, Any]:
-        """Run until all kills are done and so many items were handed over, or the time is up."""
+        """Run until all kills are done and so many items have their results, or the time is up."""
         self.start()
         self.flow.map([self.array(item, random.Random(0)) for item in range(1, WARM_UP)])
         self.stop()
@@ -159,14 +165,14 @@ class Kills:
     # -- kills ---------------------------------------------------------------------------------------------
 
     def kill(self, until: float, items: float, interval: float, throughput: list[int]) -> None:
-        """Kill a child now and then, spread over the items; note how many items were resolved meanwhile."""
+        """Kill a child now and then, spread over the results; note how many items were resolved meanwhile."""
         chance = random.Random(self.seeds.random())
         due = sorted(chance.random() * items for _ in range(self.kills))
         done, at = count(self.resolutions), time.monotonic()
-        while (due or count(self.numbers) <= items) and not self.violations:
+        while (due or self.outcomes["result"] < items) and not self.violations:
             time.sleep(chance.random() * 0.01)
             now = time.monotonic()
-            if due and count(self.numbers) > due[0] and self.kill_one(chance):
+            if due and self.outcomes["result"] > due[0] and self.kill_one(chance):
                 due.pop(0)
             if now - at >= interval:
                 before, done = done, count(self.resolutions)
@@ -230,6 +236,7 @@ class Kills:
         except Exception as error:
             outcome = error
         self.resolved(item, outcome)
+        self.pause(outcome)
 
     def futures(self, chance: random.Random) -> None:
         """A thread that submits, and waits."""
@@ -241,7 +248,7 @@ class Kills:
                 lambda future, item=item: self.resolved(item, future.exception() or future.result())
             )
         for future in pending:
-            future.exception(PATIENCE)
+            self.pause(future.exception(PATIENCE))
 
     def maps(self, chance: random.Random) -> None:
         """A thread that maps; if an item fails, it is not told what became of the others."""
@@ -252,6 +259,12 @@ class Kills:
             outcomes = [error] * len(items)
         for item, outcome in zip(items, outcomes, strict=True):
             self.resolved(item, outcome)
+        self.pause(outcomes[0])
+
+    def pause(self, outcome: Any) -> None:
+        """Wait a moment if there was no child: until there is one, there is nothing to do."""
+        if NONE in str(outcome):
+            time.sleep(PAUSE)
 
     def tasks(self, chance: random.Random) -> None:
         """A thread with an event loop and many tasks on it."""
@@ -264,6 +277,8 @@ class Kills:
                 except Exception as error:
                     outcome = error
                 self.resolved(item, outcome)
+                if NONE in str(outcome):
+                    await asyncio.sleep(PAUSE)
 
         async def main() -> None:
             await asyncio.wait_for(asyncio.gather(*(task() for _ in range(16))), PATIENCE)

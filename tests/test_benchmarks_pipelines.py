@@ -20,7 +20,7 @@ if not sys.platform.startswith("linux"):
 sys.path.insert(0, str(ROOT))
 
 import ubatch  # noqa: E402
-from benchmarks import pipelines  # noqa: E402
+from benchmarks import pipelines, results  # noqa: E402
 from benchmarks.child import payloads  # noqa: E402
 from benchmarks.child.case import Case  # noqa: E402
 from benchmarks.harness import interleaved  # noqa: E402
@@ -160,6 +160,14 @@ def test_what_failed_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert pipelines.finish(tmp_path, None) == 0
     assert "5.00" in capsys.readouterr().out
     assert pipelines.finish(tmp_path / "nowhere", None) == 2
+
+
+def test_the_readme_shows_the_results() -> None:
+    """Between the marks is the table of the committed file, and nothing before there is one."""
+    file = results.read(pipelines.RESULTS / "pipelines.json")
+    shown = "" if file is None else pipelines.table(group_of("pipelines", file))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.partition(pipelines.BEGIN)[2].partition(pipelines.END)[0].strip() == shown
 
 
 def test_what_is_tried_of_aqueduct() -> None:

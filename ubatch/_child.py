@@ -18,8 +18,8 @@ from __future__ import annotations
 import _socket
 import os
 import signal
-import threading
 import traceback
+from functools import partial
 
 from . import _native
 from ._parcels import Parcel, Unpackable, pack, unpack
@@ -54,7 +54,7 @@ def main(end: Connection, writable: bool, prepare: Callable[[], object] | None) 
     # of the descriptor alone: `socket.socket` is gevent's, where a process that it has patched was forked
     wire = Wire(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, os.dup(end.fileno())))
     end.close()
-    threading.Thread(target=_watch, args=(wire.fileno(),), name="ubatch-parent", daemon=True).start()
+    _native.start_thread("ubatch-parent", partial(_watch, wire.fileno()))
     try:
         _Served(wire, writable).run()
     except ParentGone:  # or it wants this to end
@@ -69,11 +69,7 @@ def prepared() -> None:
 
 def _watch(descriptor: int) -> None:
     """End the process if its parent is gone and it does not end by itself."""
-    import select
-
-    poll = select.poll()
-    poll.register(descriptor, 0)  # for nothing but that the other end is closed
-    poll.poll()
+    _native.wait_for_hangup(descriptor)
     gate = _native.allocate_lock()
     gate.acquire()
     gate.acquire(True, GRACE)

@@ -90,6 +90,10 @@ class Setup:
         from multiprocessing.connection import Connection
 
         context: Any = multiprocessing.get_context(self.method)
+        if self.method == "forkserver":
+            from multiprocessing import forkserver
+
+            forkserver.ensure_running()  # now, as it is others' as well, who may be interrupted
         end = Connection(os.dup(theirs.fileno()))
         # not daemonic: it may have children of its own
         process: BaseProcess = context.Process(

@@ -91,6 +91,15 @@ def _launch(name: str, target: Callable[[], None]) -> None:
         target()  # this one will do
 
 
+def wait_for_hangup(descriptor: int) -> None:
+    """Stop this thread until the other end of a socket is closed; what comes by it is left to others."""
+    import select
+
+    poll = _original(select, "poll")()
+    poll.register(descriptor, 0)
+    poll.poll()
+
+
 def current_hub() -> Any:
     """The gevent hub of this thread, or `None` (gevent not imported, or no hub made in this thread)."""
     local = _loaded("gevent._hub_local")

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-np = pytest.importorskip("numpy")
+pytest.importorskip("numpy")
+pytest.importorskip("rich")
 ROOT = Path(__file__).parents[1]
 CHILD = ROOT / "benchmarks" / "child"
 if not sys.platform.startswith("linux"):

@@ -15,7 +15,6 @@ import pytest
 pytest.importorskip("numpy")
 pytest.importorskip("rich")
 ROOT = Path(__file__).parents[1]
-CHILD = ROOT / "benchmarks" / "child"
 if not sys.platform.startswith("linux"):
     pytest.skip("the benchmarks need Linux", allow_module_level=True)
 sys.path.insert(0, str(ROOT))

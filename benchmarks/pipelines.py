@@ -41,6 +41,7 @@ from .targets import PIPELINES
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("results")
+SHARED = Path("/dev/shm")
 GROUP, TITLE = "pipelines", "pipelines in child processes"
 BEGIN, END = "<!-- pipelines: begin -->", "<!-- pipelines: end -->"
 
@@ -106,6 +107,22 @@ def sweep(scenario: Scenario, directories: Directories, progress: Progress) -> t
     return replace(scenario, others={"aqueduct": replace(case, settings=best)}), {"best": best, "tried": tried}
 
 
+def orphans(before: set[str]) -> list[Path]:
+    """Shared memory that came since and that no process has mapped: aqueduct leaves it when it is killed.
+
+    Args:
+        before: the names that there were.
+    """
+    found = [path for path in SHARED.glob("psm_*") if path.name not in before]
+    mapped = ""
+    for maps in Path("/proc").glob("[0-9]*/maps") if found else ():
+        try:
+            mapped += maps.read_text()
+        except OSError:  # it has ended, or is another user's
+            pass
+    return [path for path in found if path.name not in mapped]
+
+
 def planned(chosen: Sequence[Scenario], run: Run) -> float:
     """Seconds that all of it is thought to take."""
     swept = sum(len(settings(one.case)) * SWEEP_ROUNDS * min(SWEEP_SECONDS, one.seconds) * 1.25 for one in chosen)
@@ -118,10 +135,13 @@ def measure(chosen: Sequence[Scenario], run: Run) -> None:
     found = facts_of(GROUP, TITLE, run.command, run.quick, run.directories) | {"rounds": run.rounds, "sweep": {}}
     with Progress(planned(chosen, run)) as progress:
         for scenario in chosen:
+            before = {path.name for path in SHARED.glob("psm_*")}
             scenario, tried = sweep(scenario, run.directories, progress)
             if tried is not None:
                 found["sweep"][scenario.id] = tried
             found["cells"].append(run.cell(scenario, progress))
+            for path in orphans(before):
+                path.unlink(missing_ok=True)
             found["seconds"] = time.monotonic() - start
             write(run.output / f"{GROUP}.json", found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import subprocess
@@ -113,6 +114,20 @@ def test_a_wrong_answer_ends_the_contender(tmp_path: Path, off: int, said: str |
     outcome = interleaved({"A": (case, str(tmp_path))}, 1, 0.05)["A"]
     assert len(outcome.samples) == (said is None)
     assert outcome.error is None if said is None else re.search(said, str(outcome.error))
+
+
+def test_what_a_killed_contender_leaves_is_found() -> None:
+    """Shared memory that is new and that nobody has mapped; what is in use, and what was there before, is not."""
+    used, left = (pipelines.SHARED / f"psm_{name}_{os.getpid()}" for name in ("used", "left"))
+    try:
+        left.write_bytes(b"1")
+        used.write_bytes(b"1")
+        with used.open("r+b") as file, mmap.mmap(file.fileno(), 1):
+            assert not {left, used} & {*pipelines.orphans({left.name, used.name})}
+            assert {left, used} & {*pipelines.orphans(set())} == {left}
+    finally:
+        left.unlink()
+        used.unlink()
 
 
 # -- the report -----------------------------------------------------------------------------------------------

@@ -87,6 +87,8 @@ ALL = (
     Contender("bare chain", (THREADS,)),
     Contender("ping-pong", ()),
     Contender("ThreadPoolExecutor(1)", (THREADS,)),
+    Contender("ProcessPoolExecutor(1)", (THREADS, TASKS)),
+    Contender("memcpy", (THREADS,)),
 )
 
 CONTENDERS: Mapping[str, Contender] = {one.name: one for one in ALL}

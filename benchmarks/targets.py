@@ -81,3 +81,17 @@ TARGETS: tuple[Target, ...] = (
     *_gathering(),
     Target("import", "import", "time", ("bare interpreter",), most=0.015, above=True),
 )
+
+
+def _beside_aqueduct() -> list[Target]:
+    """One step, 32 in flight, called by tasks, as aqueduct is, and by threads."""
+    bounds = {"averages": 3.0, "looks": 5.0, "sums": 2.0}
+    return [
+        Target("pipelines", f"{handler}, 1 step, 32 in flight", "rate", ("aqueduct",), least=bound, contender=face)
+        for handler, bound in bounds.items()
+        for face in ("ubatch", "ubatch, tasks")
+    ]
+
+
+PIPELINES: tuple[Target, ...] = tuple(_beside_aqueduct())
+"""Those of `python -m benchmarks.pipelines`."""

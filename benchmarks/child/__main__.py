@@ -23,6 +23,7 @@ FIGURES = {
     "queued": "footprint.queued",
     "idle": "footprint.idle",
     "fails": "failing.fails",
+    "pipeline": "pipeline.pipeline",
 }
 """Where each figure is measured: a function that takes the case and returns what measures a round."""
 

@@ -31,6 +31,7 @@ class Case:
         max_size: the largest batch, in items.
         load: arrivals per second as a share of what the handler can do in full batches; 0 for a closed loop.
         burst: how many items arrive at one moment.
+        steps: of a pipeline.
         seed: number of the first round that is kept; all contenders of one round see the same arrivals.
         settings: the contender's own, by its own names and in its own units.
     """
@@ -44,6 +45,7 @@ class Case:
     max_size: int = 64
     load: float = 0.0
     burst: int = 1
+    steps: int = 1
     seed: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from case import Case, Round, Sample, pin, pin_children, pin_others, pinned
 from figures import cpu_time, latencies
-from handlers import HANDLERS, Handler
-from systems import System, open_system, open_tasks
+from handlers import HANDLERS
+from systems import System, open_system
 
 LEAD = 0.25
 """Share of a round that runs before its figures are taken."""
@@ -96,12 +96,23 @@ def closed_loop(case: Case) -> Round:
         pin_others(worker_core)
         pin_children(worker_core)
 
+    return looped(case, lambda: open_system(case, handler), settle)
+
+
+def looped(case: Case, opened: Callable[[], System], settle: Callable[[], None] = lambda: None) -> Round:
+    """A closed loop around any system.
+
+    Args:
+        case: how many call it, and by which face.
+        opened: makes the system; where tasks call it, their event loop is running then.
+        settle: called before each round, when all workers are there.
+    """
     measure = {"threads": _threads, "tasks": _tasks, "greenlets": _greenlets}[case.face]
-    return measure(case, handler, settle)
+    return measure(case, opened, settle)
 
 
-def _threads(case: Case, handler: Handler, settle: Callable[[], None]) -> Round:
-    system = open_system(case, handler)
+def _threads(case: Case, opened: Callable[[], System], settle: Callable[[], None]) -> Round:
+    system = opened()
 
     def measure(seconds: float) -> Sample:
         system.gathering(False)
@@ -134,7 +145,7 @@ def _threads(case: Case, handler: Handler, settle: Callable[[], None]) -> Round:
     return measure
 
 
-def _tasks(case: Case, handler: Handler, settle: Callable[[], None]) -> Round:
+def _tasks(case: Case, opened: Callable[[], System], settle: Callable[[], None]) -> Round:
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     wake_ups = [0]
@@ -145,7 +156,11 @@ def _tasks(case: Case, handler: Handler, settle: Callable[[], None]) -> Round:
         return uncounted(*args, **kwargs)
 
     loop.call_soon_threadsafe = counted  # type: ignore
-    system = loop.run_until_complete(open_tasks(case, handler))
+
+    async def open_here() -> System:
+        return opened()
+
+    system = loop.run_until_complete(open_here())
 
     async def measure(seconds: float) -> Sample:
         system.gathering(False)
@@ -169,11 +184,11 @@ def _tasks(case: Case, handler: Handler, settle: Callable[[], None]) -> Round:
     return lambda seconds: loop.run_until_complete(measure(seconds))
 
 
-def _greenlets(case: Case, handler: Handler, settle: Callable[[], None]) -> Round:
+def _greenlets(case: Case, opened: Callable[[], System], settle: Callable[[], None]) -> Round:
     import gevent
 
     gevent.get_hub()
-    system = open_system(case, handler)
+    system = opened()
 
     def measure(seconds: float) -> Sample:
         gevent.spawn(lambda: system.caller()(0)).join()

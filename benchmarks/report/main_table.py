@@ -164,8 +164,8 @@ def block(results: Results, judged: Sequence[Judged], full: str) -> str:
     return f"{main_table(results, judged)}\n\n{words}\nTargets: {counted or 'none'}. {link}"
 
 
-def write_readme(readme: Path, text: str) -> bool:
-    """Replace what is between the markers of README.md.
+def write_readme(readme: Path, text: str, begin: str = BEGIN, end: str = END) -> bool:
+    """Replace what is between two markers of README.md.
 
     Returns:
         Whether the file changed.
@@ -174,10 +174,10 @@ def write_readme(readme: Path, text: str) -> bool:
         ValueError: it has not exactly one pair of markers.
     """
     before = readme.read_text(encoding="utf-8")
-    if before.count(BEGIN) != 1 or before.count(END) != 1:
-        raise ValueError(f"{readme} needs one line {BEGIN} and one line {END}")
-    insert: Callable[[re.Match[str]], str] = lambda _: f"{BEGIN}\n\n{text}\n\n{END}"  # noqa: E731
-    after = re.sub(f"{re.escape(BEGIN)}.*{re.escape(END)}", insert, before, flags=re.DOTALL)
+    if before.count(begin) != 1 or before.count(end) != 1:
+        raise ValueError(f"{readme} needs one line {begin} and one line {end}")
+    insert: Callable[[re.Match[str]], str] = lambda _: f"{begin}\n\n{text}\n\n{end}"  # noqa: E731
+    after = re.sub(f"{re.escape(begin)}.*{re.escape(end)}", insert, before, flags=re.DOTALL)
     if after != before:
         readme.write_text(after, encoding="utf-8")
     return after != before

@@ -41,6 +41,7 @@ class Figure:
 FIGURES = {
     "time": Figure("time", "s"),
     "rate": Figure("throughput", "/s", more=True),
+    "bandwidth": Figure("payload", "B/s", more=True),
     "mean": Figure("mean", "s"),
     "p50": Figure("p50", "s"),
     "p99": Figure("p99", "s"),
@@ -226,7 +227,7 @@ def load(folder: Path) -> Results:
     groups, unreadable = {}, {}
     for name in ORDER:
         try:
-            groups[name] = _group(name, json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
+            groups[name] = group_of(name, json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
         except FileNotFoundError:
             pass
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -241,7 +242,8 @@ def load(folder: Path) -> Results:
     return Results(groups, sweep, unreadable)
 
 
-def _group(name: str, file: dict[str, Any]) -> Group:
+def group_of(name: str, file: dict[str, Any]) -> Group:
+    """What a results file says."""
     about = file.get("contenders", {})
     cells = [
         Cell(
@@ -322,6 +324,7 @@ def shown(value: float | None, unit: str) -> str:
 _SCALES = {
     "s": ((1.0, 1.0, "s"), (0.9995e-3, 1e3, "ms"), (0.9995e-6, 1e6, "µs"), (1e-12, 1e9, "ns")),
     "/s": ((999.5e3, 1e-6, "M/s"), (9995.0, 1e-3, "k/s")),
+    "B/s": ((0.9995e9, 1e-9, "GB/s"), (1.0, 1e-6, "MB/s")),
     "B": ((0.9995e6, 1e-6, "MB"), (9995.0, 1e-3, "kB")),
 }
 

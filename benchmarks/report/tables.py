@@ -36,11 +36,12 @@ COLUMNS = {
     "service": ("rate", "p50", "p99", "mean batch"),
     "memory": ("memory", "idle cpu"),
     "import": ("time", "cpu"),
+    "pipelines": ("rate", "bandwidth", "p50", "p99", "cpu", "mean batch"),
 }
 """What is shown of each group, where its samples have it."""
 
 COMPARED = {"threads": ("rate", "cpu"), "closed-loop": ("rate", "p99"), "open-loop": ("p50", "p99")}
-COMPARED |= {"bursts": ("p50", "p99"), "service": ("rate", "p99")}
+COMPARED |= {"bursts": ("p50", "p99"), "service": ("rate", "p99"), "pipelines": ("rate", "p99")}
 """What ours and theirs are compared in; in the other groups, their first column."""
 
 Line = tuple[str, ...]

@@ -11,6 +11,7 @@ import secrets
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 from . import memory
 from .loops import Loops
@@ -29,6 +30,13 @@ def main() -> int:
     parser.add_argument("--options", action="store_true", help="with keys, weights, priorities, deadlines and a bound")
     parser.add_argument("--aio", action="store_true", help="a batcher of ubatch.aio, with all of these")
     parser.add_argument("--plain", action="store_true", help="with --aio: the handler is a plain function")
+    parser.add_argument(
+        "--kills",
+        type=int,
+        nargs="?",
+        const=100,
+        help="a flow instead, of whose child processes so many are killed (100) for 100,000 results, or --items",
+    )
     parser.add_argument("--interval", type=float, default=5.0, help="seconds for each throughput figure")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--switch", type=float, default=1e-6, help="sys.setswitchinterval")
@@ -44,7 +52,13 @@ def main() -> int:
     logging.getLogger("concurrent.futures").disabled = True  # callbacks that raise are part of it
     logging.getLogger("ubatch").setLevel(logging.ERROR)  # as are handlers that do
     seconds = options.seconds or (60.0 if options.items == float("inf") else float("inf"))
-    if options.aio:
+    course: Any
+    if options.kills is not None:
+        from .kills import Kills  # numpy is needed
+
+        course, name = Kills(seed, options.kills), "soak-kills.json"
+        seconds, options.items = options.seconds or float("inf"), min(options.items, 100_000)
+    elif options.aio:
         course, name = Loops(seed, plain=options.plain), "soak-aio.json"
     else:
         course = Threads(seed, forks=hasattr(os, "fork") and not options.no_forks, special=options.options)

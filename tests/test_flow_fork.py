@@ -104,6 +104,27 @@ assert flow.stop()
     )
 
 
+def test_a_fork_by_a_done_callback(run_python):
+    """Whose caller has been told is known in the child; the others of that batch fail there."""
+    run_python(
+        FORK
+        + """
+def check():
+    assert futures[0].result(0) == 0
+    assert isinstance(futures[1].exception(0), WorkerDied)
+    assert flow.map([2, 3]) == [8, 12]
+
+flow = Flow(double, Step(slow, max_size=2, timeout=10), double)
+futures = [flow.submit(item) for item in range(2)]
+entered.acquire()
+futures[0].add_done_callback(lambda _: forked(check))
+opened.set()
+assert futures[1].result(10) == 4
+assert flow.stop()
+"""
+    )
+
+
 def test_a_fork_while_a_handler_is_made(run_python):
     """The child makes its own."""
     run_python(
@@ -170,9 +191,10 @@ threading.Timer(0.2, opened.set).start()
 GREENLETS = """
 if PATCHED:
     from gevent import monkey; monkey.patch_all()
-import gevent, time
+import gevent, logging, time
 from gevent import monkey
 from ubatch import DeadlineExceeded, Flow, Step, Stopped
+logging.disable()  # of missed deadlines
 native_sleep = monkey.get_original("time", "sleep")
 
 def slow(items):

@@ -4,7 +4,7 @@ Purpose: the outcomes of a batch come to its station, as they would to callers: 
 next step that takes them, all at once; errors, and what comes out of the last step, are told to the callers.
 
 Guarantees:
-- Items whose callers have left, or whose deadline has passed, go no further.
+- Items whose callers have left go no further; those whose deadline has passed, no further than the next queue.
 - What `when`, `key` and `weight` of a step raise, is one item's error alone. They run outside locks: those of the
   step that an item comes to first in its caller, the others in the worker of the step before.
 - Where the queue of the next step is full, and blocks, the worker waits for room before it goes on: that is how the
@@ -173,7 +173,6 @@ class Station:
 
     def pass_on(self, legs: Sequence[Leg], took: float | None) -> None:
         """This step's outcomes for these legs are there. `took` as in `deliver`."""
-        trips, now = self.trips, monotonic()
         onward: dict[Station, list[tuple[Trip, Any]]] = {}
         tickets: list[Ticket] = []
         outcomes: list[Any] = []
@@ -187,20 +186,16 @@ class Station:
             if isinstance(outcome, BaseException):
                 outcome = self._told(outcome)
             elif self.next is not None:
-                terms = trip.ticket.terms
-                if terms is not None and terms.expires <= now:
-                    outcome = DeadlineExceeded(trips.name, terms.deadline)
-                else:
-                    try:
-                        station = self.next.taker((outcome,), {})
-                    except BaseException as error:
-                        outcome = raised_by_user(error)
+                try:
+                    station = self.next.taker((outcome,), {})
+                except BaseException as error:
+                    outcome = raised_by_user(error)
             if station is not None:
                 onward.setdefault(station, []).append((trip, outcome))
             else:
                 tickets.append(trip.ticket)
                 outcomes.append(outcome)
-        trips.land(tickets, outcomes, took)  # first: to go on may take a wait
+        self.trips.land(tickets, outcomes, took)  # first: to go on may take a wait
         for station, coming in onward.items():
             station._take_in(coming)
 

@@ -326,7 +326,7 @@ class Crew:
             Exception: what the function raised.
         """
         parcel: Parcel | None = None
-        answer = None
+        answer, seconds = None, 0.0
         try:
             for left in range(self._retries, -1, -1):
                 mine: list[Child] = []

@@ -325,15 +325,17 @@ def test_a_handler_that_cannot_be_made_fails_the_start():
 
 def test_a_failed_start_waits_for_no_other_handler():
     """It raises while another is still being made."""
-    go_on = threading.Event()
+    go_on, ended = threading.Event(), threading.Event()
 
     def load():
-        assert go_on.wait(PATIENCE)
+        go_on.wait(PATIENCE)
+        ended.set()
         return double
 
     flow = Flow(load, failing)
     with pytest.raises(OSError, match="no model"):
         flow.start()
+    assert not ended.is_set()
     go_on.set()
 
 
@@ -1029,7 +1031,7 @@ def test_a_stop_is_bounded(gate, at, run):
             with pytest.raises(Stopped, match="'flow'"):
                 future.result(PATIENCE)
         assert flow.stats.running == 0
-        assert flow.start().ubatch(5) == 5
+        assert flow.start().options(deadline=PATIENCE / 2).ubatch(5) == 5
         assert flow.stop()
 
 

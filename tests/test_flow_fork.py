@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 FORK = """
-import os, threading, time
+import os, threading, time, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads, which is the point
 from ubatch import Flow, Step, WorkerDied
 
 opened, entered = threading.Event(), threading.Semaphore(0)
@@ -176,7 +177,7 @@ assert flow.stop()
 
 
 def test_the_interpreters_exit(run_python):
-    """Nothing is printed, whatever is under way."""
+    """Nothing is printed, whatever is under way; not even where a step's worker is to start while a last thread ends."""
     run_python(
         FORK
         + """

@@ -554,6 +554,8 @@ class Driver(Intake, Observed):
         if led:
             self._give_up_queue(died)
         self._part()
+        if not threading.main_thread().is_alive():  # the interpreter exits, so perhaps no thread can be had any more
+            return
         import logging  # last, as log handlers are user code
 
         logging.getLogger("ubatch").error("the worker of batcher %r died", self._name, exc_info=error)

@@ -183,6 +183,8 @@ class Crew:
         child = None
         try:
             child = self._places[place] = Child(self.name, self._setup)
+            if self._closed:  # before this could be found to be killed
+                child.kill()
             child.ready(until)
         except BaseException as error:
             if child is not None:
@@ -252,12 +254,22 @@ class Crew:
             waiter.left = True
         settle()
 
-    def kill(self) -> None:
-        """Take no more calls, and end all children that are at one now: it fails."""
+    def kill(self, patience: float = 0.0) -> None:
+        """Take no more calls, and end all children that are at one now: it fails.
+
+        Args:
+            patience: seconds to wait until nobody is at anything any more: neither at a call nor at a start.
+        """
+        waiter = _Waiter()
+        with self._lock:
+            self._leavers.append(waiter)
         self.close()
         for child in [*self._places]:
             if child is not None:  # whoever called it, or starts it, will see to the rest
                 child.kill()
+        if patience:
+            waiter.gate.acquire(True, patience)
+        waiter.left = True
 
     def _end_all(self) -> None:
         """Have no children any more, but for those that are at a call; be open all the same."""
@@ -462,9 +474,10 @@ def settle(patience: float = 0.0) -> None:
 
 def _at_exit() -> None:
     """Those that idle may end by themselves. Batchers have given the others a moment already."""
+    until = monotonic() + EXIT_WAIT
     for crew in list(_crews):
-        crew.kill()
-    reap(EXIT_WAIT)
+        crew.kill(max(0.001, until - monotonic()))  # one that is left half-way to its start would say so
+    reap(max(0.001, until - monotonic()))
 
 
 def _after_fork_in_child() -> None:

@@ -177,7 +177,7 @@ assert flow.stop()
 
 
 def test_the_interpreters_exit(run_python):
-    """Nothing is printed, whatever is under way; not even where a step's worker is to start while a last thread ends."""
+    """Nothing is printed, whatever is under way; not even where a worker is to start while a last thread ends."""
     run_python(
         FORK
         + """

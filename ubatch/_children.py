@@ -7,7 +7,8 @@ How it is known that a process is there: by a descriptor of the process itself, 
 waited for together with the wire. So neither descriptors that others have inherited, nor whoever else waits for our
 children, nor gevent's patches can mislead. Then it is but not known how it ended.
 
-Assumptions: one thread at a time owns a child. No process is forked off this one while one is started, by `_starting`.
+Assumptions: one thread at a time owns a child. A process that is forked off this one closes what it has of children's
+and their parent's ends; if it is forked in the very moment in which these are made, it keeps them for as long as it is.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import signal
 import sys
 import weakref
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from . import _child, _native
 from ._native import monotonic
@@ -53,7 +54,7 @@ leaving: deque[Child] = deque()
 
 _wires: weakref.WeakSet[Wire] = weakref.WeakSet()
 _serial = itertools.count(1)
-_starting = _native.reentrant_lock()  # guards the time in which this process has descriptors that are a child's
+_theirs: dict[int, int] = {}  # descriptors that are a child's, while it is started, and the thread that does that
 
 
 class Ended(Exception):
@@ -102,11 +103,14 @@ class Setup:
             from multiprocessing import forkserver
 
             forkserver.ensure_running()
-        with _starting:
-            ours, theirs = _socket.socketpair()
-            wire = Wire(ours)
-            _wires.add(wire)
-            end = Connection(theirs.detach())
+        ours, theirs = _socket.socketpair()
+        wire = Wire(ours)
+        _wires.add(wire)
+        end = Connection(theirs.detach())
+        _theirs[end.fileno()] = _native.get_ident()
+        # an interrupt from the terminal is not for it, even before it can say so: it inherits what is blocked here
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
             # not daemonic: it may have children of its own
             process: BaseProcess = context.Process(
                 target=_child.main,
@@ -114,18 +118,18 @@ class Setup:
                 name=f"{name}-{next(_serial)}",
                 daemon=False,
             )
-            # an interrupt from the terminal is not for it, even before it can say so: it inherits what is blocked here
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 process.start()
-            except BaseException:
-                wire.close()
-                raise
             finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-                end.close()
                 # ours to wait for: `multiprocessing` would do so at exit, also in a process that is forked off this one
                 getattr(multiprocessing.process, "_children", set()).discard(process)
+        except BaseException:
+            wire.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            del _theirs[end.fileno()]
+            end.close()
         return process, wire
 
 
@@ -434,28 +438,23 @@ def reap(patience: float = 0.0, children: Iterable[Child] | None = None) -> None
             leaving.append(child)
 
 
-# -- forks: no lock is taken in the child -----------------------------------------------------------------
-
-
-def _before_fork() -> None:
-    _starting.acquire()
-
-
-def _after_fork_in_parent() -> None:
-    _starting.release()
-
-
 def _after_fork_in_child() -> None:
     """Wires are the parent's, and so is the server that children are forked off."""
-    global _starting
-    _starting = _native.reentrant_lock()
     leaving.clear()
     for wire in list(_wires):
-        wire.abandon()
+        with suppress(OSError):
+            wire.abandon()
+    _wires.clear()
+    for descriptor, thread in list(_theirs.items()):
+        if thread != _native.get_ident():  # else this is the very child that it is for
+            with suppress(OSError):
+                os.close(descriptor)
+            del _theirs[descriptor]
     server: Any = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
     if server is not None and server._forkserver_alive_fd is not None:  # as of Python 3.10 to 3.13; a test holds that
-        os.close(server._forkserver_alive_fd)
+        with suppress(OSError):
+            os.close(server._forkserver_alive_fd)
         server.__init__()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -81,6 +81,11 @@ class Course:
         except BaseException:
             self.give_up(self.close(drain=False))
             raise
+        if self.trips.closed:  # by a stop that came between: it may have found nothing to end yet
+            for batcher in self.batchers:
+                if batcher._place is not None:
+                    batcher._place.close(wait=True)
+            raise Stopped(self.trips.name)
 
     def _load(self, timeout: float | None) -> None:
         if not self._loads:

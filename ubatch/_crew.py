@@ -57,15 +57,15 @@ _crews: weakref.WeakSet[Crew] = weakref.WeakSet()
 
 
 class _Waiter:
-    """Who waits: for a child; or, as `close` and `start` do, for all that are at something."""
+    """Who waits: for a child, in a list; or, as `close` and `start` do, for all that are at something."""
 
-    __slots__ = ("child", "error", "gate", "left")
+    __slots__ = ("error", "gate", "left", "mine")
 
-    def __init__(self) -> None:
+    def __init__(self, mine: list[Child] | None = None) -> None:
         self.gate = _native.allocate_lock()
         self.gate.acquire()
         self.left = False
-        self.child: Child | None = None
+        self.mine = [] if mine is None else mine
         self.error: BaseException | None = None
 
     def wake(self) -> None:
@@ -98,7 +98,7 @@ class Crew:
         self._lock = _native.reentrant_lock()  # guards all that follows
         self._places: list[Child | None] = [None] * self._size  # all that there are, ready or not, for looking at
         self._idle: list[Child] = []  # that are ready; the last is taken first
-        self._busy = 0  # children that are owned by callers
+        self._busy: dict[Child, list[Child]] = {}  # children that callers own, and the lists that these have them in
         self._filling: set[int] = set()  # places for which a child is being started
         self._waiting: deque[_Waiter] = deque()  # for a child
         self._leavers: list[_Waiter] = []  # who wait until nothing is filling, or also nothing busy
@@ -199,6 +199,7 @@ class Crew:
 
     def _filled(self, place: int, child: Child | None, error: BaseException | None) -> None:
         failed: list[_Waiter] = []
+        mine: list[Child] = []
         with self._lock:
             self._filling.discard(place)
             self._places[place] = child
@@ -210,12 +211,13 @@ class Crew:
                     failed, self._waiting = [*self._waiting], deque()
             if child is not None:
                 self._failures = 0
-                self._busy += 1  # it is this thread's for a moment
+                mine.append(child)  # for a moment
+                self._busy[child] = mine
         for waiter in failed:
             waiter.error = error
             waiter.wake()
-        if child is not None:
-            self._give_back(child)
+        if mine:
+            self._give_back(mine)
         else:
             self._tell_leavers()
 
@@ -232,7 +234,7 @@ class Crew:
     # -- ending -------------------------------------------------------------------------------------------
 
     def close(self, wait: bool = False) -> None:
-        """Take no more calls. Children end once they have done what they are at.
+        """Take no more calls. Children end once they have done what they are at, but for starting: that is broken off.
 
         Args:
             wait: whether to wait until they have.
@@ -243,6 +245,9 @@ class Crew:
             idle, self._idle = self._idle, []
             waiting, self._waiting = self._waiting, deque()
             self._leavers.append(waiter)
+            starting = [child for place in self._filling if (child := self._places[place]) is not None]
+        for child in starting:
+            child.kill()
         for other in waiting:
             other.wake()
         for child in idle:
@@ -339,16 +344,17 @@ class Crew:
         """
         parcel: Parcel | None = None
         answer, seconds = None, 0.0
+        shared = not self._setup.writable  # else a child could write to what others refer to
+        if self._retries and not shared:
+            fresh = None  # what the first child may write to is not what the second one gets
+        mine: list[Child] = []
         try:
             for left in range(self._retries, -1, -1):
-                mine: list[Child] = []
                 try:
                     self._take(mine)
                     began = monotonic()
-                    if parcel is None or self._setup.writable:  # the one before may have written to what it got
-                        shared = not self._setup.writable  # else a child could write to what others refer to
+                    if parcel is None or not shared:
                         parcel = pack((function, args, kwargs), pool, pool.take, shared, fresh)
-                        fresh = None
                     seconds = monotonic() - began
                     answer = mine[0].call(parcel, self._timeout, self._room)
                     break
@@ -357,8 +363,7 @@ class Crew:
                     if not left or self._closed:
                         raise WorkerDied(self.name, str(error)) from None
                 finally:
-                    if mine:
-                        self._give_back(mine.pop())
+                    self._give_back(mine)
             assert answer is not None and parcel is not None, "neither answered nor failed"
             self._room = answer.room if answer.room > self._room else self._room - self._room // 4
             sent = parcel.size, parcel.copied + copied, parcel.passed
@@ -369,6 +374,7 @@ class Crew:
             finally:
                 self._tally.note(seconds + answer.took + monotonic() - began, answer, *sent)
         finally:
+            self._give_back(mine)  # once more, where that was interrupted
             if parcel is not None:
                 parcel.clear()  # others refer to it: a traceback refers to frames
             del self, function, args, kwargs, fresh, parcel
@@ -385,21 +391,18 @@ class Crew:
                 self._check_open()
                 if not self._idle:
                     break
-                child = self._idle.pop()
-                self._busy += 1
-                mine.append(child)
-            if child.alive():
+                self._claim(mine)
+            if mine[0].alive():
                 return
             self._tally.died += 1  # while it had nothing to do
-            self._give_back(mine.pop())
-        waiter = _Waiter()
+            self._give_back(mine)
+        waiter = _Waiter(mine)
         missing = self._missing()
         if missing and monotonic() >= self._pause:
             self._fill(missing[0], self._setup.timeout)
         with self._lock:
             if self._idle:
-                mine.append(self._idle.pop())
-                self._busy += 1
+                self._claim(mine)
                 return
             if not self._has_any():
                 raise self._none()
@@ -408,12 +411,17 @@ class Crew:
             waiter.gate.acquire()
         finally:
             with self._lock:
-                waiter.left = True
-                if waiter.child is not None:
-                    mine.append(waiter.child)
+                waiter.left = True  # or it has one
         if not mine:
             self._check_open()
             raise self._none()
+
+    def _claim(self, mine: list[Child]) -> None:
+        """Take the last that idles. The lock is held; nothing is lost, wherever this is interrupted."""
+        child = self._idle[-1]
+        mine.append(child)
+        self._busy[child] = mine
+        self._idle.remove(child)
 
     def _none(self) -> WorkerDied:
         """Why there is no child."""
@@ -424,29 +432,38 @@ class Crew:
         error.__cause__ = reason
         return error
 
-    def _give_back(self, child: Child) -> None:
-        """It is not the caller's any more."""
+    def _give_back(self, mine: list[Child]) -> None:
+        """The child in the list, if there is one, is not the caller's any more. May be called again if interrupted."""
+        if not mine:
+            return
+        child, place = mine[0], None
         if not child.ended and not child.alive():
             child.end()
         with self._lock:
-            self._busy -= 1
-            if not child.ended and not self._closed:
+            if self._busy.get(child) is not mine:  # it was given back before
+                mine.clear()
+                return
+            if child.ended or self._closed:
+                if child in self._places:
+                    place = self._places.index(child)
+                    self._places[place] = None
+                del self._busy[child]
+            else:
                 while self._waiting:
                     waiter = self._waiting.popleft()
                     if not waiter.left:
-                        self._busy += 1
-                        waiter.child = child
+                        waiter.mine.append(child)
+                        self._busy[child] = waiter.mine
                         waiter.wake()
                         break
                 else:
-                    self._idle.append(child)
-                self._tell_leavers()
-                return
-            place = self._places.index(child)
-            self._places[place] = None
-        if not child.ended:
+                    if child not in self._idle:
+                        self._idle.append(child)
+                    del self._busy[child]
+            mine.clear()
+        if not child.ended and self._closed:
             child.dismiss()
-        elif monotonic() >= self._pause:
+        elif place is not None and monotonic() >= self._pause:
             self._fill(place, self._setup.timeout)
         self._fail_waiters()
         self._tell_leavers()

@@ -633,7 +633,10 @@ class Driver(Intake, Observed):
             return
         idle = self._seat is NOBODY and not self._crew
         if idle and (not self._handlers or not self._schedule):
-            self._part()
+            if self._place is None:
+                self._part()
+            else:  # that may take its time, which is not this thread's
+                _native.start_thread(f"ubatch-{self._name}", self._part)
             return
         self._rouse()
         if self._schedule or self._seat.hirer:  # this very thread may be the one that is about to start a worker

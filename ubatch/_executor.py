@@ -64,6 +64,7 @@ class Renewable:
         self._given = given
         self._executor: Any = given if is_executor(given) else None
         self._lock = _native.reentrant_lock()  # guards the setting of _executor
+        self._closing: Any = None  # an executor that is being shut down
         self._past: ProcessStats | None = None  # what processes did of executors that were replaced
         self._inherited: list[Any] = []  # a parent's: not to be collected, as that would speak to the parent's children
         _living[id(self)] = weakref.ref(self, functools.partial(_forget, id(self)))
@@ -133,12 +134,14 @@ class Renewable:
             executor = self._executor
             if executor is not None and executor is not self._given:
                 self._drop(executor)
+                self._closing = executor
                 executor.shutdown(wait=wait)
+                self._closing = None
 
     def abandon(self) -> None:
         """What runs may never end, be it a call, a factory or a shutdown: let the next call have another executor."""
         self._lock = _native.reentrant_lock()  # who holds the other one is given up
-        executor = self._executor
+        executor = self._executor or self._closing
         if executor is not None and executor is not self._given:
             self._drop(executor)
             # as a `ProcessPoolExecutor` has it, from Python 3.14 on
@@ -146,9 +149,10 @@ class Renewable:
 
     def _drop(self, executor: Any) -> None:
         """It is of no use any more; what it did is remembered."""
-        stats = self.stats
-        self._past = None if stats is None else stats.without_children()
-        self._executor = None
+        if executor is self._executor:
+            stats = self.stats
+            self._past = None if stats is None else stats.without_children()
+            self._executor = None
 
     @property
     def stats(self) -> ProcessStats | None:

@@ -62,9 +62,10 @@ class Wire:
 
     def abandon(self) -> None:
         """In a process that was forked off: its descriptors are the parent's."""
+        process, self._process = self._process, -1  # its number may be another's from now on
         self._socket.close()
-        if self._process >= 0:
-            os.close(self._process)
+        if process >= 0:
+            os.close(process)
 
     def send(
         self,

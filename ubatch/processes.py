@@ -140,12 +140,15 @@ class ProcessExecutor(Executor):
         Raises:
             RuntimeError: the executor has been shut down.
         """
-        with self._crew._lock:
-            if self._calls is None:
-                handler = partial(_made, self._crew, self._stacked)
-                self._calls = _Calls(1, 0, handler=handler, workers=self._size, name=self._crew.name)
-            future = self._calls.submit((fn, args, kwargs))
-            self._futures.add(future)
+        if self._closing:
+            raise RuntimeError(f"{self!r} has been shut down")
+        if self._calls is None:
+            with self._crew._lock:
+                if self._calls is None:
+                    handler = partial(_made, self._crew, self._stacked)
+                    self._calls = _Calls(1, 0, handler=handler, workers=self._size, name=self._crew.name)
+        future = self._calls.submit((fn, args, kwargs))
+        self._futures.add(future)
         future.add_done_callback(self._done)
         return future
 
@@ -179,7 +182,7 @@ class ProcessExecutor(Executor):
                 future.cancel()
         if self._calls is not None:
             if wait:
-                self._calls.stop()
+                wait = self._calls.stop()  # not from one of its own callbacks
             else:
                 self._calls._close(drain=True)
         if wait:

@@ -176,3 +176,14 @@ def fork(times: int, seconds: float) -> int:
 
 def die_with(_: Any) -> None:
     os._exit(9)
+
+
+def write_and_die_once(arrays: Any, marker: str) -> list[float]:
+    """The sums of what came; written to afterwards."""
+    found = [float(array.sum()) for array in arrays]
+    for array in arrays:
+        array[...] = 7
+    if not os.path.exists(marker):
+        with open(marker, "w"):
+            os._exit(5)
+    return found

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
+import random
 import signal
 import threading
 import time
@@ -266,3 +269,56 @@ def test_a_forgotten_flow_leaves_no_child():
     del flow
     eventually(lambda: are_gone(children))
     eventually(lambda: threading.active_count() < before)
+
+
+def slow_model() -> Any:
+    time.sleep(1000)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_stop_does_not_wait_for_a_start(asynchronous):
+    """What is being started is given up; the start says so."""
+    flow: Flow[Any, Any] = Flow(Step(slow_model, processes=2, start_timeout=600))
+    errors: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            flow.start()
+        except Stopped as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    place = flow.steps[0]._place
+    assert place is not None
+    eventually(lambda: place._executor is not None and all(child.pid for child in place.stats.children))
+    if asynchronous:
+        asyncio.run(flow.astop(timeout=PATIENCE))
+    else:
+        flow.stop(timeout=PATIENCE)
+    thread.join(PATIENCE)
+    assert len(errors) == 1
+    assert not flow.alive
+    settle(PATIENCE)
+
+
+def started(flow: Flow[Any, Any]) -> None:
+    with contextlib.suppress(Stopped):
+        flow.start()
+
+
+def test_a_start_beside_a_stop_leaves_nothing(seed):
+    """Whichever comes first: a flow that is stopped has no children."""
+    dice = random.Random(seed)
+    flow: Flow[Any, Any] = Flow(Step(double, processes=1))
+    for _ in range(8):
+        thread = threading.Thread(target=started, args=(flow,))
+        thread.start()
+        time.sleep(dice.random() * 0.1)
+        flow.stop()
+        thread.join(PATIENCE)
+        if not flow.alive:
+            stats = flow.steps[0].stats.processes
+            assert stats is None or not any(child.alive for child in stats.children)
+        flow.stop()
+    settle(PATIENCE)

@@ -286,6 +286,41 @@ def test_a_fork_while_calls_run(run):
     assert all_end(pids)
 
 
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_forks_of_forks(run, method):
+    """Beside calls of other threads; they close nothing that is not theirs, and children start in them."""
+    program = run(
+        f"""
+        import logging
+        executor = ProcessExecutor(2, start_method={method!r})
+        print(executor.call(aliens.pid), flush=True)
+        stop = threading.Event()
+        def work():
+            while not stop.is_set():
+                executor.call(aliens.add, numpy.ones(3000), 1)
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads: thread.start()
+        for _ in range(4):
+            fork = os.fork()
+            if not fork:
+                mine = [open(os.devnull) for _ in range(20)]
+                second = os.fork()
+                if not second:
+                    for file in mine: os.fstat(file.fileno())
+                    os._exit(executor.call(aliens.add, 4))
+                code = os.waitstatus_to_exitcode(os.waitpid(second, 0)[1])
+                os._exit(executor.call(aliens.add, 3) + code)
+            assert os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) == 7
+        stop.set()
+        for thread in threads: thread.join()
+        """
+    )
+    pids = pids_from(program)
+    _, stderr = program.communicate(timeout=60)
+    assert (stderr, program.returncode) == ("", 0)
+    assert all_end(pids)
+
+
 def test_a_handler_may_have_children_of_its_own(run):
     program = run(
         """

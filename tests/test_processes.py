@@ -121,6 +121,16 @@ def test_shutting_down_without_waiting(make):
     eventually(lambda: all(map(is_gone, pids)) or _crew.settle())
 
 
+def test_shutting_down_in_a_callback(make):
+    """It cannot wait there; what was submitted is done all the same."""
+    executor = make(1)
+    futures = [executor.submit(aliens.sleep, 0.02) for _ in range(5)]
+    futures[0].add_done_callback(lambda _: executor.shutdown())
+    assert len({future.result(PATIENCE) for future in futures}) == 1
+    with pytest.raises(RuntimeError, match="shut down"):
+        executor.submit(aliens.pid)
+
+
 def test_cancelling(make):
     executor = make(1)
     running = executor.submit(aliens.sleep, 0.2)
@@ -509,6 +519,14 @@ def test_retries(make, tmp_path):
     with pytest.raises(WorkerDied, match="code 3"):
         executor.call(aliens.die, "os._exit")
     assert executor.stats.died == 3
+
+
+def test_a_retry_gets_what_the_first_one_got(make, tmp_path):
+    """Also where that one has written to it."""
+    for stacked in (False, True):
+        executor = make(1, retries=1, writable=True, stacked=stacked)
+        given = [numpy.zeros((50, 50)), numpy.zeros((50, 50))]
+        assert executor.call(aliens.write_and_die_once, given, str(tmp_path / f"died {stacked}")) == [0.0, 0.0]
 
 
 def test_out_of_memory(make):

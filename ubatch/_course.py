@@ -74,12 +74,16 @@ class Course:
 
         Raises:
             TimeoutError: it took longer. Then, as with all that follows, the course is closed.
+            Stopped: it was closed meanwhile.
             Exception: what the first that failed raised.
         """
         try:
             self._load(timeout)
-        except BaseException:
+        except BaseException as error:
+            stopped = self.trips.closed
             self.give_up(self.close(drain=False))
+            if stopped and isinstance(error, Exception):
+                raise Stopped(self.trips.name) from error
             raise
         if self.trips.closed:  # by a stop that came between: it may have found nothing to end yet
             for batcher in self.batchers:

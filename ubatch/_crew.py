@@ -143,12 +143,12 @@ class Crew:
             self._fill(place, timeout)
         try:
             in_time = waiter.gate.acquire(True, min(timeout, _native.MAX_WAIT))
+            self._check_open()
             error = waiter.error
             if not in_time or isinstance(error, _Late):
                 raise TimeoutError(f"{self.name}: child processes were not ready within {timeout:g} s")
             if error is not None:
                 raise error
-            self._check_open()
         except BaseException:
             self._end_all()
             raise

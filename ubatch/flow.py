@@ -135,6 +135,7 @@ class Flow(Faces[T, U], Generic[T, U]):
 
         Raises:
             TimeoutError: it took longer. This and all that follows leaves the flow stopped.
+            Stopped: it was stopped meanwhile.
             Exception: what the making of a handler raised; from a process, `__cause__` has the traceback.
         """
         timeout = checked_timeout(timeout)

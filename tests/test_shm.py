@@ -119,6 +119,19 @@ def test_where_bytes_lie_while_blocks_come_and_go(pool, seed):
     assert wrong == []
 
 
+def test_what_becomes_free_later_is_returned_at_once(pool):
+    """Once nobody asks for more."""
+    _, view = pool.take(1000)
+    pool.trim()
+    assert len(pool.blocks) == 1
+    del view
+    assert pool.blocks == {}
+    _, view = pool.take(1000)
+    del view
+    pool.take(1 << 20)
+    assert len(pool.blocks) == 2
+
+
 def test_memory_has_no_name(pool):
     """Nothing can be left behind where there is nothing."""
     before = set(os.listdir("/dev/shm"))

@@ -21,6 +21,7 @@ import sys
 import weakref
 from collections import deque
 from contextlib import contextmanager, suppress
+from importlib import import_module
 
 from . import _child, _native
 from ._native import monotonic
@@ -52,6 +53,8 @@ MOST_VIEWS = 128
 leaving: deque[Child] = deque()
 """Children that were dismissed, and have not been waited for."""
 
+# held while a process is started: one after another, as locks of `multiprocessing` that gevent patched do not bear more
+_launching = _native.reentrant_lock()
 _wires: weakref.WeakSet[Wire] = weakref.WeakSet()
 _serial = itertools.count(1)
 _theirs: dict[int, int] = {}  # descriptors that are a child's, while it is started, and the thread that does that
@@ -88,9 +91,17 @@ class Setup:
         self.writable = writable
         self._inherited = prepare if method == "fork" else None  # it need not be pickled then
         self.first = logged(_child.prepared if method == "fork" else prepare)
+        # here, not in the threads that start children: gevent patches the lock of imports, too
+        module = {"spawn": "popen_spawn_posix", "forkserver": "popen_forkserver", "fork": "popen_fork"}[method]
+        for name in ("connection", "process", "resource_tracker", "spawn", module):
+            import_module(f"multiprocessing.{name}")
 
     def start(self, name: str) -> tuple[BaseProcess, Wire]:
         """A new process, and the wire to it. Raises Exception: it cannot be started."""
+        with _launching:
+            return self._launched(name)
+
+    def _launched(self, name: str) -> tuple[BaseProcess, Wire]:
         import multiprocessing.process
         from multiprocessing import resource_tracker
         from multiprocessing.connection import Connection
@@ -440,6 +451,8 @@ def reap(patience: float = 0.0, children: Iterable[Child] | None = None) -> None
 
 def _after_fork_in_child() -> None:
     """Wires are the parent's, and so is the server that children are forked off."""
+    global _launching
+    _launching = _native.reentrant_lock()
     leaving.clear()
     for wire in list(_wires):
         with suppress(OSError):

@@ -633,10 +633,13 @@ class Driver(Intake, Observed):
             return
         idle = self._seat is NOBODY and not self._crew
         if idle and (not self._handlers or not self._schedule):
-            if self._place is None:
-                self._part()
-            else:  # that may take its time, which is not this thread's
-                _native.start_thread(f"ubatch-{self._name}", self._part)
+            if self._place is not None:
+                try:  # that may take its time, which is not this thread's
+                    _native.start_thread(f"ubatch-{self._name}", self._part)
+                    return
+                except RuntimeError:  # a limit of the system; or the interpreter exits
+                    pass
+            self._part()
             return
         self._rouse()
         if self._schedule or self._seat.hirer:  # this very thread may be the one that is about to start a worker

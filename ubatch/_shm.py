@@ -33,6 +33,7 @@ from . import _native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 LEAST = 1 << 16
@@ -54,12 +55,12 @@ class Block:
         number: which block it is, in the parent and in its children.
         descriptor: of its memory; remains the giver's.
         size: bytes.
-        loose: where to note that nothing here refers to it any more.
+        loose: called with it when nothing here refers to it any more, at any moment.
     """
 
     __slots__ = ("_array", "_exporter", "_loose", "address", "descriptor", "held", "map", "number", "size", "spoiled")
 
-    def __init__(self, number: int, descriptor: int, size: int, loose: deque[Block] | None = None) -> None:
+    def __init__(self, number: int, descriptor: int, size: int, loose: Callable[[Block], object] | None = None) -> None:
         self.number = number
         self.descriptor = descriptor
         self.size = size
@@ -87,7 +88,7 @@ class Block:
     def _left(self, _: object) -> None:
         loose = self._loose
         if loose is not None:
-            loose.append(self)
+            loose(self)
 
     def close(self) -> None:
         """Unmap it: nothing refers to it any more, or will when garbage is collected."""
@@ -144,6 +145,7 @@ class Pool(Mapped):
         self._free: dict[int, list[Block]] = {}  # by size; the last was used last
         self._asked: dict[int, int] = {}  # when a size was asked for last, as a number of takes
         self._loose: deque[Block] = deque()  # blocks that may be free; appended to without the lock
+        self._rests = False  # whether nobody asks for blocks: then those that become free are not kept
         self._takes = 0
         self._spare = 0  # bytes of free blocks
         self.dropped = 0  # blocks, so far: so that children can be told when there are more
@@ -157,6 +159,7 @@ class Pool(Mapped):
         size = 1 << max((size - 1).bit_length(), LEAST.bit_length() - 1)
         with self._lock:
             self._sweep()
+            self._rests = False
             self._takes += 1
             self._asked[size] = self._takes
             if not self._takes % STALE:
@@ -180,8 +183,13 @@ class Pool(Mapped):
             return self.blocks[number].view()[offset : offset + size]
 
     def loosen(self, block: Block) -> None:
-        """A child does not refer to it any more."""
+        """Somebody does not refer to it any more. May be called at any moment."""
         self._loose.append(block)
+        if self._rests and self._lock.acquire(False):
+            try:
+                self.trim()
+            finally:
+                self._lock.release()
 
     @property
     def used(self) -> int:
@@ -196,7 +204,7 @@ class Pool(Mapped):
     def _make(self, size: int) -> Block:
         descriptor = _memory(size)
         try:
-            block = Block(next(_numbers), descriptor, size, self._loose)
+            block = Block(next(_numbers), descriptor, size, self.loosen)
         except BaseException:
             os.close(descriptor)
             raise
@@ -222,12 +230,13 @@ class Pool(Mapped):
         self._drop(self._free[size].pop(0))
 
     def trim(self, since: int | None = None) -> None:
-        """Return free blocks to the system.
+        """Return free blocks to the system; until the next take, those that become free later as well.
 
         Args:
             since: only those of sizes that were asked for no later than at that take.
         """
         with self._lock:
+            self._rests = since is None
             self._sweep()
             for size, free in self._free.items():
                 while free and (since is None or self._asked.get(size, 0) <= since):

@@ -85,7 +85,7 @@ class Course:
             if stopped and isinstance(error, Exception):
                 raise Stopped(self.trips.name) from error
             raise
-        if self.trips.closed:  # by a stop that came between: it may have found nothing to end yet
+        if self._loads and self.trips.closed:  # by a stop that came between: it may have found nothing to end yet
             for batcher in self.batchers:
                 if batcher._place is not None:
                     batcher._place.close(wait=True)

@@ -307,14 +307,25 @@ def test_bytes(make, size):
     assert executor.call(len, memoryview(raw)) == size
 
 
-def test_tensors(make):
-    torch: Any = pytest.importorskip("torch")
-    executor = make(1)
-    for given in (torch.arange(50_000.0), torch.arange(60_000, dtype=torch.bfloat16).reshape(2, 3, -1), torch.ones(3)):
-        got = executor.call(aliens.same, [given, given])
-        assert torch.equal(got[0], given)
-        assert got[0].dtype == given.dtype
-    assert executor.stats.copied == 2
+def test_tensors(run_python):
+    """In a process of its own, as torch keeps threads."""
+    pytest.importorskip("torch")
+    run_python(
+        f"""
+        import sys
+        sys.path.insert(0, {str(Path(aliens.__file__).parent)!r})
+        import aliens, torch
+        from ubatch.processes import ProcessExecutor
+
+        if __name__ == "__main__":
+            with ProcessExecutor(1) as executor:
+                numbers = torch.arange(60_000)
+                for given in numbers.float(), numbers.bfloat16().reshape(2, 3, -1), torch.ones(3), numbers[::2]:
+                    got = executor.call(aliens.same, [given, given])
+                    assert torch.equal(got[0], given) and got[0].dtype == given.dtype
+                assert executor.stats.copied == 2, executor.stats
+        """
+    )
 
 
 # -- starting -------------------------------------------------------------------------------------------------

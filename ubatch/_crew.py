@@ -198,7 +198,6 @@ class Crew:
             self._filled(place, child, None)
 
     def _filled(self, place: int, child: Child | None, error: BaseException | None) -> None:
-        failed: list[_Waiter] = []
         mine: list[Child] = []
         with self._lock:
             self._filling.discard(place)
@@ -207,18 +206,14 @@ class Crew:
                 self._put_off(error)
                 for waiter in self._leavers:
                     waiter.error = waiter.error or error
-                if not self._has_any():
-                    failed, self._waiting = [*self._waiting], deque()
             if child is not None:
                 self._failures = 0
                 mine.append(child)  # for a moment
                 self._busy[child] = mine
-        for waiter in failed:
-            waiter.error = error
-            waiter.wake()
         if mine:
             self._give_back(mine)
         else:
+            self._fail_waiters()
             self._tell_leavers()
 
     def _put_off(self, error: BaseException) -> None:

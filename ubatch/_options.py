@@ -89,6 +89,11 @@ def checked_choice(
     )
 
 
+def checked_limit(name: str, seconds: float) -> float:
+    """Raises TypeError, ValueError: it is not a number of seconds, more than 0 and finite."""
+    return _checked_number(name, seconds, "more than 0 seconds and finite", 0.0)
+
+
 def _as_float(number: float) -> float:
     try:
         return float(number)

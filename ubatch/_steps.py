@@ -13,6 +13,7 @@ from ._options import (
     checked_executor,
     checked_handlers,
     checked_isolate,
+    checked_limit,
     checked_max_size,
     checked_name,
     checked_timeout,
@@ -281,15 +282,15 @@ class Step(Frozen, Generic[T, U]):
         return batcher, loads
 
     def _executor(self, resident: Resident, name: str) -> ProcessExecutor:
-        from .processes import ProcessExecutor, _positive
+        from .processes import ProcessExecutor
 
         limit = self.handler_timeout
         return ProcessExecutor(
             self.processes,
             start_method=self.start_method,
             initializer=resident.initializer(),
-            start_timeout=_positive("start_timeout", self.start_timeout),
-            call_timeout=None if limit is None else _positive("handler_timeout", limit),
+            start_timeout=checked_limit("start_timeout", self.start_timeout),
+            call_timeout=None if limit is None else checked_limit("handler_timeout", limit),
             retries=self.retries,
             writable=self.writable,
             stacked=self.stacked,

@@ -18,7 +18,7 @@ from functools import partial
 from . import _native
 from ._children import METHODS, RemoteTraceback, Setup
 from ._crew import Crew, settle
-from ._options import checked_timeout, checked_workers
+from ._options import checked_limit, checked_timeout, checked_workers
 from ._parcels import Unpackable
 from ._process_stats import ChildStats, ProcessStats
 from ._stacks import stack
@@ -102,8 +102,8 @@ class ProcessExecutor(Executor):
         prepare = partial(_nothing if initializer is None else initializer, *initargs)
         if start_method != "spawn" and _native.threading_is_patched():
             raise ValueError(f"start_method {start_method!r} does not go with gevent's patches; use 'spawn'")
-        setup = Setup(start_method, prepare, _positive("start_timeout", start_timeout), writable)
-        limit = None if call_timeout is None else _positive("call_timeout", call_timeout)
+        setup = Setup(start_method, prepare, checked_limit("start_timeout", start_timeout), writable)
+        limit = None if call_timeout is None else checked_limit("call_timeout", call_timeout)
         self._size = size
         self._stacked = stacked
         self._crew = Crew(name, size, setup, limit, retries)
@@ -219,14 +219,6 @@ class _Calls(UBatch["Any", "Any"]):
 
 def _nothing() -> None:
     pass
-
-
-def _positive(option: str, seconds: float) -> float:
-    if isinstance(seconds, bool) or not hasattr(seconds, "__float__"):
-        raise TypeError(f"{option} must be a number of seconds, not {seconds!r}")
-    if not 0 < seconds < float("inf"):
-        raise ValueError(f"{option} must be more than 0 seconds and finite, not {seconds!r}")
-    return float(seconds)
 
 
 def _made(crew: Crew, stacked: bool, calls: Sequence[Any]) -> list[Any]:

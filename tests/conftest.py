@@ -76,7 +76,7 @@ def _leak_guard(request: pytest.FixtureRequest) -> Iterator[None]:
     if not (PROC / "task").exists():  # not Linux
         yield
         return
-    before = _held()
+    before = _surely_held()
     yield
     if request.node.stash.get(_has_failed, False):
         _kill(_new(before))
@@ -84,6 +84,18 @@ def _leak_guard(request: pytest.FixtureRequest) -> Iterator[None]:
         threads = _stacks() if any(kind == "thread" for kind, *_ in leaked) else ""
         _kill(leaked)
         pytest.fail(f"leaked: {', '.join(leaked.values())}\n{threads}", pytrace=False)
+
+
+def _surely_held() -> Held:
+    """What is held, with nothing overlooked.
+
+    Linux ends a listing of threads where it comes upon one that dies at that moment, as the watchdog that pytest
+    had for the test before may. Such a listing ends with that thread, so that no two in a row are cut short alike.
+    """
+    held: Held = {}
+    while held != (again := _held()):
+        held = again
+    return held
 
 
 def _held() -> Held:

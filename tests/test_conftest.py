@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import conftest
+
 TESTS = """
 import _thread, os, subprocess, threading, time
 
@@ -45,3 +47,10 @@ def test_the_guard_names_what_leaked(run_python, tmp_path):
     for name in ("thread forgotten", "native thread", "(sleep 91)", "(sleep 92)", "(pipe:["):
         assert name in leaked
     assert "3 passed, 1 error" in out
+
+
+def test_a_listing_that_was_cut_short_is_taken_again(monkeypatch):
+    """A thread that dies while threads are listed hides those behind it."""
+    listings = [{("thread", 1): "main", ("thread", 2): "dying"}] + 2 * [{("thread", 1): "main", ("thread", 3): "new"}]
+    monkeypatch.setattr(conftest, "_held", iter(listings).__next__)
+    assert conftest._surely_held() == listings[-1]

@@ -2,6 +2,9 @@
 
 A trace function stops a thread where Python may switch to another, run a signal handler or collect garbage: after a
 call, where a function begins, where a loop begins again. So races need no luck.
+
+Nor may there be any: a trace function is Python code itself, so that threads might switch between any two instructions,
+which without it they cannot. So they only switch where one waits.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import functools
 import itertools
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from pathlib import Path
@@ -170,6 +173,14 @@ def is_worker(thread: threading.Thread) -> bool:
 
 def is_caller(thread: threading.Thread) -> bool:
     return thread is threading.main_thread()
+
+
+@pytest.fixture(autouse=True)
+def _no_other_switches() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(FOREVER)
+    yield
+    sys.setswitchinterval(before)
 
 
 @pytest.mark.parametrize("what", ["submit", "give_up", "stop_and_start", "other_workers"])

@@ -41,6 +41,8 @@ before it says, by `wake_at`, that it sleeps, and again after each wake-up.
 Assumptions: the GIL orders these reads and writes; operations on list, set and deque are atomic; and nobody comes
 between two steps without a call, an allocation or a jump backwards, which is what one step means above: neither
 another thread, nor a signal handler or a garbage collection on the same one. Locks are held for a few steps only.
+A trace or profile function written in Python, such as a debugger's, is a call between any two steps: under one,
+several workers may come upon each other, and a batch may fail with `WorkerDied`.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ import pytest
 import ubatch
 from ubatch import Batch, Histogram, QueueFull, UBatch, dynamically, observe, ubatch_decorator
 from ubatch import aio as _aio
+from ubatch._attempt import Attempt
 from ubatch._buckets import rounded
 from ubatch._log import PAUSE, Troubles
 from ubatch._recorder import FOLD, Recorder
@@ -192,7 +193,7 @@ def test_several_workers_may_record_at_once(hurry):
 
     def work() -> None:
         for _ in range(rounds):
-            after = recorder.note([Item(1.0), Item(1.0)], 1.5, 2.0, 4)
+            after = recorder.note([Item(1.0), Item(1.0)], 1.5, 0.5, 4)
             if after is not None:
                 after()
 
@@ -229,10 +230,10 @@ def test_what_was_recorded_is_what_is_shown(seed):
         run, most = rng.lognormvariate(-5.0, 2.0), size + rng.randrange(9)
         began = 1e5
         items = [Item(began - wait) for wait in mine]
-        after = recorder.note(items, began, began + run, most)
+        after = recorder.note(items, began, run, most)
         sizes[rounded(size)] += 1
         waits += [began - item.arrived for item in items]
-        runs.append((began + run) - began)
+        runs.append(run)
         room += most
         if after is not None:
             after()
@@ -256,14 +257,27 @@ def test_what_waits_to_be_folded_is_bounded(size):
     items = [Item(float(number)) for number in range(size)]
     batches = 0
     held: list[Any] = []
-    while recorder.note(items, 1e5, 1e5 + batches / 7, 2 * size) is None:
+    while recorder.note(items, 1e5, batches / 7, 2 * size) is None:
         batches += 1
         held = recorder._singles + recorder._batches
     assert batches * size < FOLD <= (batches + 1) * size * 8
     assert sum(map(sys.getsizeof, held)) + 8 * len(held) < 40 * FOLD
     assert not any(map(gc.is_tracked, held))
     recorder.fold()
-    assert (recorder.note(items, 1e5, 1e5, 2 * size) is None) == (size < FOLD), "it begins anew"
+    assert (recorder.note(items, 1e5, 0.0, 2 * size) is None) == (size < FOLD), "it begins anew"
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_what_waits_to_be_folded_is_bounded_where_somebody_is_told(size):
+    recorder = Recorder([lambda record: None])
+    items = [Item(float(number)) for number in range(size)]
+    attempt = Attempt()
+    attempt.outcomes, attempt.errors = [None] * size, 0
+    for _ in range(2 * FOLD):
+        after = recorder.tell("told", items, 1e5, 0.25, size, "full", attempt, None, None)
+        assert after is not None
+        after()
+        assert len(recorder._singles) + len(recorder._batches) < FOLD
 
 
 def test_a_snapshot_from_within_the_making_of_one(monkeypatch):

@@ -41,8 +41,8 @@ before it says, by `wake_at`, that it sleeps, and again after each wake-up.
 Assumptions: the GIL orders these reads and writes; operations on list, set and deque are atomic; and nobody comes
 between two steps without a call, an allocation or a jump backwards, which is what one step means above: neither
 another thread, nor a signal handler or a garbage collection on the same one. Locks are held for a few steps only.
-A trace or profile function written in Python, such as a debugger's, is a call between any two steps: under one,
-several workers may come upon each other, and a batch may fail with `WorkerDied`.
+A trace or profile function written in Python, such as a debugger's, is a call between any two steps: under one
+these guarantees do not hold where there are several workers.
 """
 
 from __future__ import annotations
@@ -448,6 +448,7 @@ class Driver(Intake, Observed):
             if not seat.mine:  # stop() gave up on this batch while the handler ran
                 break
         done = monotonic()  # before anything is delivered: from here on callers return
+        took = done - began
         if begun is not None:
             begun.leave()
         sound = raised is None and args is not None  # else no call fitted the handler
@@ -470,17 +471,17 @@ class Driver(Intake, Observed):
         if self._seat is not seat:
             self._lead(seat)  # before its callers come back with more
         if watched and not seat.dismissed:  # measured: told after delivery it costs more, as callers wait for the GIL
-            told = done, count, done - began, len(self._schedule), sound
+            told = done, count, took, len(self._schedule), sound
             if self._seat is seat:
                 self._tell_policy()
                 policy.finished(*told)
             else:
                 self._untold.append(partial(policy.finished, *told))
         if recorder.attentive or attempt.errors or begun is not None:
-            after = recorder.tell(self._name, batch, began, done, most, reason, attempt, raised, begun)
+            after = recorder.tell(self._name, batch, began, took, most, reason, attempt, raised, begun)
         else:
-            after = recorder.note(batch, began, done, most)
-        deliver(batch, attempt.outcomes, done - began)
+            after = recorder.note(batch, began, took, most)
+        deliver(batch, attempt.outcomes, took)
         seat.batch = []
         del batch, attempt, raised, begun
         if after is not None:

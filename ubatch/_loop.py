@@ -443,6 +443,7 @@ class Home:
                 del batch, attempt, raised
                 return
         done = monotonic()
+        took = done - began
         if begun is not None:
             begun.leave()
         sound = raised is None and args is not None  # else no call fitted the handler
@@ -452,11 +453,11 @@ class Home:
         if schedule.special:
             counters.failed("DeadlineExceeded", too_late(batch, attempt.outcomes, done))
         if watched:
-            policy.finished(done, len(batch), done - began, len(schedule), sound)
+            policy.finished(done, len(batch), took, len(schedule), sound)
         if recorder.attentive or attempt.errors or begun is not None:
-            after = recorder.tell(job.name, batch, began, done, most, reason, attempt, raised, begun)
+            after = recorder.tell(job.name, batch, began, took, most, reason, attempt, raised, begun)
         else:
-            after = recorder.note(batch, began, done, most)
+            after = recorder.note(batch, began, took, most)
         shift.batch = []
         deliver(batch, attempt.outcomes)
         self.busy.discard(shift)

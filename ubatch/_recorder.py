@@ -106,7 +106,7 @@ class Recorder:
         # of each batch, one after another: its waits, packed; its duration; how many it could have had
         self._batches: list[Any] = []
         self._singles: list[Any] = []  # of each batch of one item: its wait, its duration, how many it could have had
-        self._held = 0  # times in them, about: workers that come between each other may lose some
+        self._held = 0  # times in the former, about: workers that come between each other may lose some
         # guarded by _folding
         self._sizes: dict[int, int] = {}  # batches by their rounded size; see `_buckets`
         self._waits: dict[int, int] = {}  # items by the bucket of their wait
@@ -138,12 +138,13 @@ class Recorder:
             begun.enter(tracer, contexts)
         return begun
 
-    def note(self, batch: Sequence[Ticket], began: float, done: float, most: int) -> Callable[[], None] | None:
+    def note(self, batch: Sequence[Ticket], began: float, took: float, most: int) -> Callable[[], None] | None:
         """The handler has returned, nobody has been woken yet; nothing failed, and nobody is `attentive`.
 
         Args:
             batch: the items.
-            began, done: monotonic time, in seconds, before and after the handler's calls.
+            began: monotonic time, in seconds, before the handler's calls.
+            took: seconds that they took.
             most: how many items there could have been.
 
         Returns:
@@ -151,12 +152,13 @@ class Recorder:
         """
         count = len(batch)
         if count == 1:
-            self._singles.extend((began - batch[0].arrived, done - began, most))
-        else:
-            waits: list[float] = []
-            for ticket in batch:  # before Python 3.12 a comprehension is a function to be made: 0.1 µs more
-                waits.append(began - ticket.arrived)
-            self._batches.extend((self._packers[count](*waits), done - began, most))
+            singles = self._singles
+            singles.extend((began - batch[0].arrived, took, most))
+            return None if len(singles) < FOLD else self.fold
+        waits: list[float] = []
+        for ticket in batch:  # before Python 3.12 a comprehension is a function to be made: 0.1 µs more
+            waits.append(began - ticket.arrived)
+        self._batches.extend((self._packers[count](*waits), took, most))
         self._held = held = self._held + count + BESIDE
         return None if held < FOLD else self.fold
 
@@ -165,7 +167,7 @@ class Recorder:
         name: str,
         batch: Sequence[Ticket],
         began: float,
-        done: float,
+        took: float,
         most: int,
         reason: str,
         attempt: Attempt,
@@ -176,7 +178,7 @@ class Recorder:
 
         Args:
             name: of the batcher.
-            batch, began, done, most: as there.
+            batch, began, took, most: as there.
             reason: why it left.
             attempt: what came of it.
             raised: by the handler.
@@ -185,7 +187,7 @@ class Recorder:
         Returns:
             What is to be called once the callers are awake.
         """
-        self.note(batch, began, done, most)
+        fold = self.note(batch, began, took, most)
         record = error = None
         if attempt.errors:
             error = next(outcome for outcome in attempt.outcomes if isinstance(outcome, BaseException))
@@ -196,17 +198,23 @@ class Recorder:
                 max_size=most,
                 waits=tuple(began - ticket.arrived for ticket in batch),
                 began=began,
-                duration=done - began,
+                duration=took,
                 reason=reason,
                 errors=attempt.errors,
                 error=None if error is None else own(error),  # the caller will raise its own
             )
         if raised is None and isinstance(error, BadBatchOutputSize):
             raised = own(error)
-        return partial(self._after, name, record, attempt.errors, raised, begun)
+        return partial(self._after, name, record, attempt.errors, raised, begun, fold)
 
     def _after(
-        self, name: str, record: Batch | None, errors: int, raised: BaseException | None, begun: Begun | None
+        self,
+        name: str,
+        record: Batch | None,
+        errors: int,
+        raised: BaseException | None,
+        begun: Begun | None,
+        fold: Callable[[], None] | None,
     ) -> None:
         """The callers are awake."""
         if raised is not None:
@@ -226,8 +234,8 @@ class Recorder:
                 observer(record)
             except BaseException as error:
                 complain(self.troubles, name, observer, error)
-        if self._held >= FOLD:
-            self.fold()
+        if fold is not None:
+            fold()
 
     # -- by anybody ---------------------------------------------------------------------------------------
 

@@ -233,7 +233,7 @@ class Trips:
                         self._counters.failed(type(outcome).__name__, 1)
             landed = in_time
         now = monotonic()
-        return self._recorder.note(landed, now, now, 0) if landed else None
+        return self._recorder.note(landed, now, 0.0, 0) if landed else None
 
     def give_up(self, make: Callable[[], Exception]) -> None:
         """End all trips, with errors that `make` makes."""

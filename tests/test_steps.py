@@ -3,14 +3,16 @@
 A trace function stops a thread where Python may switch to another, run a signal handler or collect garbage: after a
 call, where a function begins, where a loop begins again. So races need no luck.
 
-Nor may there be any: a trace function is Python code itself, so that threads might switch between any two instructions,
-which without it they cannot. So they only switch where one waits.
+Nor may there be any: a trace function is Python code itself, so that threads might switch or garbage be collected
+between any two instructions, where that cannot be without it. So threads only switch where one waits, and nothing is
+collected.
 """
 
 from __future__ import annotations
 
 import dis
 import functools
+import gc
 import itertools
 import sys
 import threading
@@ -176,11 +178,13 @@ def is_caller(thread: threading.Thread) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def _no_other_switches() -> Iterator[None]:
-    before = sys.getswitchinterval()
+def _nothing_else_comes_between() -> Iterator[None]:
+    interval = sys.getswitchinterval()
     sys.setswitchinterval(FOREVER)
+    gc.disable()
     yield
-    sys.setswitchinterval(before)
+    gc.enable()
+    sys.setswitchinterval(interval)
 
 
 @pytest.mark.parametrize("what", ["submit", "give_up", "stop_and_start", "other_workers"])

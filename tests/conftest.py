@@ -53,7 +53,9 @@ _has_failed = pytest.StashKey[bool]()
 
 
 def pytest_configure() -> None:
-    """Become the parent of orphaned grandchildren, so that the guard sees them too."""
+    """Have interrupts arrive, and become the parent of orphaned grandchildren, so that the guard sees them too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's job in the background, and all that it starts
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 

@@ -727,7 +727,6 @@ def test_a_signal_ends_the_program(run_python):
         import asyncio, os, signal, threading, time
         from ubatch import UBatch
 
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may have it ignored
         entered = threading.Event()
 
         def handler(items):

@@ -520,7 +520,6 @@ def child():
         assert entered.wait(10)
         os.kill(os.getpid(), signal.SIGINT)
     in_thread(kill)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         batch.ubatch(1)
     except KeyboardInterrupt:

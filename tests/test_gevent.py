@@ -902,7 +902,6 @@ def test_interrupts(run):
     """Ctrl-C while the main greenlet waits: it leaves, its item is dropped, and the hub can still be used and end."""
     run(
         """
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may have it ignored
 opened.clear()
 other = gevent.spawn(batch.ubatch, 1)
 entered.wait()

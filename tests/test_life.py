@@ -895,7 +895,6 @@ def test_an_interrupted_caller_leaves(run_python):
         import os, signal, threading, time
         from ubatch import UBatch
 
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may have it ignored
         seen, entered, opened = [], threading.Event(), threading.Event()
 
         def handler(items):

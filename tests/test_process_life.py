@@ -57,10 +57,7 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Program]]:
 
     def run(main: str, head: str = "") -> Program:
         script = tmp_path / "program.py"
-        # a shell has what it starts in the background ignore interrupts
-        body = textwrap.indent(
-            f"signal.signal(signal.SIGINT, signal.default_int_handler)\n{textwrap.dedent(main)}", "    "
-        )
+        body = textwrap.indent(textwrap.dedent(main), "    ")
         script.write_text(f'{head}{HEAD}\nif __name__ == "__main__":\n{body}\n')
         program = subprocess.Popen(
             [sys.executable, str(script)],

@@ -8,23 +8,26 @@ import gc
 import logging
 import math
 import random
+import signal
 import sys
 import threading
 import time
 import weakref
-from collections import Counter
+from collections import Counter, namedtuple
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 import ubatch
-from ubatch import Batch, Histogram, QueueFull, UBatch, dynamically, observe, ubatch_decorator
+from ubatch import Batch, Histogram, QueueFull, UBatch, _buckets, dynamically, observe, ubatch_decorator
 from ubatch import aio as _aio
 from ubatch._attempt import Attempt
 from ubatch._buckets import rounded
 from ubatch._log import PAUSE, Troubles
 from ubatch._recorder import FOLD, Recorder
+from ubatch._tally import Tally
 
 PATIENCE = 10.0
 
@@ -280,23 +283,69 @@ def test_what_waits_to_be_folded_is_bounded_where_somebody_is_told(size):
         assert len(recorder._singles) + len(recorder._batches) < FOLD
 
 
-def test_a_snapshot_from_within_the_making_of_one(monkeypatch):
-    """As by a signal handler: it sees what was folded before, and waits for nobody."""
-    with UBatch(handler=handler) as batch:
-        batch.map([1, 2])
-        before = batch.stats
-        batch.map([3, 4])
-        buckets, inner = batch._recorder._buckets, []
-        whole = buckets.rounded
+class Folding:
+    """What is folded, and looked at: of a batcher, or of the child processes that its handler runs in."""
 
-        def rounded(size: int) -> int:
-            inner.append(batch.stats)
-            return whole(size)
+    def __init__(self, kind: str) -> None:
+        recorder, tally = Recorder(), Tally()
 
-        monkeypatch.setattr(buckets, "rounded", rounded)
-        after = batch.stats
-        assert [stats.size for stats in inner] == [before.size] * len(inner) != []
-        assert after.size.count == 2
+        def note_batches() -> None:
+            for size in 1, 2:
+                recorder.note([Item(1.0)] * size, 1.5, 0.25, 4)
+
+        def note_call() -> None:
+            tally.note(0.5, Answer(seconds=0.25, size=7, copied=0, passed=0), 9, 1, 2)
+
+        self.note: Callable[[], None] = note_batches if kind == "batches" else note_call
+        self.look: Callable[[], Any] = recorder.recorded if kind == "batches" else lambda: tally.snapshot((), 0)
+
+
+Answer = namedtuple("Answer", "seconds size copied passed")
+STEPS = [("batches", "rounded"), ("batches", "count_times"), ("batches", "unpacked"), ("calls", "count_times")]
+
+
+@pytest.mark.parametrize(("kind", "step"), STEPS)
+def test_a_snapshot_from_within_the_making_of_one(monkeypatch, kind, step):
+    """As by a signal handler, wherever: it sees what was folded before, and waits for nobody."""
+    folding, plain = Folding(kind), Folding(kind)
+    folding.note()
+    before = folding.look()
+    folding.note()
+    inner: list[Any] = []
+    with after_each(monkeypatch, step, lambda: inner.append(folding.look())):
+        after = folding.look()
+    assert inner == [before] * len(inner) != []
+    plain.note()
+    plain.note()
+    assert after == folding.look() == plain.look() != before
+
+
+@pytest.mark.parametrize(("kind", "step"), STEPS)
+def test_a_fold_that_is_interrupted_loses_nothing_and_counts_nothing_twice(monkeypatch, kind, step):
+    """As by Ctrl-C."""
+    folding, plain = Folding(kind), Folding(kind)
+    folding.note()
+    with after_each(monkeypatch, step, lambda: signal.raise_signal(signal.SIGINT)), pytest.raises(KeyboardInterrupt):
+        folding.look()
+    folding.note()
+    plain.note()
+    plain.note()
+    assert folding.look() == plain.look()
+
+
+@contextmanager
+def after_each(monkeypatch: pytest.MonkeyPatch, step: str, act: Callable[[], object]) -> Iterator[None]:
+    """Something comes between, each time that a step of folding has been done."""
+    whole = getattr(_buckets, step)
+
+    def then_act(*args: Any) -> Any:
+        result = whole(*args)
+        act()
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_buckets, step, then_act)
+        yield
 
 
 # -- observers ---------------------------------------------------------------------------------------------

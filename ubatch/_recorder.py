@@ -11,8 +11,9 @@ Guarantees:
 - No item, result or exception is kept. No user code runs while a lock is held.
 
 How. Recording is one `extend` of one of two lists, which is atomic. Folding is done by whoever holds `_folding`: it
-copies the lists, and takes off what it has copied, while others append behind it. A look from within a fold, further up
-on the same stack, sees what was folded before.
+copies the lists, works out the new histograms beside the old ones, and then, in one step (see `_driver`), puts them in
+their place and takes off what it has copied, while others append behind it. So a look from within a fold, further up on
+the same stack, sees what was folded before, and a fold that a signal handler's exception ends has not been.
 
 What it costs is, for the most part, memory that is in no cache any more: a lot is folded long after its first batch was
 noted. So the waits of a batch are packed at once, and their numbers given back, to be used again by whoever comes next.
@@ -75,16 +76,10 @@ class Recorder:
     __slots__ = (
         "_batches",
         "_buckets",
+        "_folded",
         "_held",
         "_packers",
-        "_room",
-        "_run_sum",
-        "_runs",
         "_singles",
-        "_size_sum",
-        "_sizes",
-        "_wait_sum",
-        "_waits",
         "attentive",
         "capture",
         "observers",
@@ -107,12 +102,7 @@ class Recorder:
         self._batches: list[Any] = []
         self._singles: list[Any] = []  # of each batch of one item: its wait, its duration, how many it could have had
         self._held = 0  # times in the former, about: workers that come between each other may lose some
-        # guarded by _folding
-        self._sizes: dict[int, int] = {}  # batches by their rounded size; see `_buckets`
-        self._waits: dict[int, int] = {}  # items by the bucket of their wait
-        self._runs: dict[int, int] = {}
-        self._size_sum = self._room = 0
-        self._wait_sum = self._run_sum = 0.0
+        self._folded = _Folded()
         self.heed(observers)
 
     def heed(self, observers: Sequence[Any]) -> None:
@@ -254,10 +244,9 @@ class Recorder:
         if _folding._is_owned() or not _folding.acquire(wait):
             return
         try:
+            folded, buckets = self._folded.copy(), self._buckets
             singles, batches = self._singles[:], self._batches[:]
-            del self._singles[: len(singles)], self._batches[: len(batches)]
-            self._held = 0
-            buckets = self._buckets
+            few, many = slice(len(singles)), slice(len(batches))
             alone, groups = singles[0::3], batches[0::3]
             runs = singles[1::3] + batches[1::3]
             sizes = Counter(map(len, groups))
@@ -265,33 +254,54 @@ class Recorder:
                 sizes[buckets.WIDTH] += len(alone)
             for width, count in sizes.items():
                 kept = buckets.rounded(width // buckets.WIDTH)
-                self._sizes[kept] = self._sizes.get(kept, 0) + count
+                folded.sizes[kept] = folded.sizes.get(kept, 0) + count
             groups.append(self._packers[len(alone)](*alone))
             waits = b"".join(groups)
-            buckets.count_times(self._waits, waits)
-            buckets.count_times(self._runs, self._packers[len(runs)](*runs))
-            self._size_sum += len(waits) // buckets.WIDTH
-            self._wait_sum += sum(buckets.unpacked(waits))
-            self._run_sum += sum(runs)
-            self._room += sum(singles[2::3]) + sum(batches[2::3])
+            buckets.count_times(folded.waits, waits)
+            buckets.count_times(folded.runs, self._packers[len(runs)](*runs))
+            folded.items += len(waits) // buckets.WIDTH
+            folded.waited += sum(buckets.unpacked(waits))
+            folded.ran += sum(runs)
+            folded.room += sum(singles[2::3]) + sum(batches[2::3])
+            # in one step: no call, and nothing to be allocated
+            del self._singles[few], self._batches[many]
+            self._held = 0
+            self._folded = folded
         finally:
             _folding.release()
 
     def recorded(self) -> dict[str, Any]:
         """The histograms `size`, `wait` and `run`, and `room`, all of the same batches; see `Stats`."""
         self.fold(wait=True)
-        with _folding:
-            sizes, waits, runs, room = self._sizes.copy(), self._waits.copy(), self._runs.copy(), self._room
-            sums = self._size_sum, self._wait_sum, self._run_sum
+        folded = self._folded
         return {
-            "size": Histogram(sorted(sizes.items()), sums[0]),
-            "wait": self._times(waits, sums[1]),
-            "run": self._times(runs, sums[2]),
-            "room": room,
+            "size": Histogram(sorted(folded.sizes.items()), folded.items),
+            "wait": self._times(folded.waits, folded.waited),
+            "run": self._times(folded.runs, folded.ran),
+            "room": folded.room,
         }
 
     def _times(self, counts: dict[int, int], total: float) -> Histogram:
         return Histogram(((self._buckets.time_of(code), counts[code]) for code in sorted(counts)), total)
+
+
+class _Folded:
+    """What was folded; never changed once it is a recorder's."""
+
+    __slots__ = ("items", "ran", "room", "runs", "sizes", "waited", "waits")
+
+    def __init__(self) -> None:
+        self.sizes: dict[int, int] = {}  # batches by their rounded size; see `_buckets`
+        self.waits: dict[int, int] = {}  # items by the bucket of their wait
+        self.runs: dict[int, int] = {}  # batches by that of the handler's time
+        self.items = self.room = 0
+        self.waited = self.ran = 0.0  # seconds, all together
+
+    def copy(self) -> _Folded:
+        new = _Folded()
+        new.sizes, new.waits, new.runs = self.sizes.copy(), self.waits.copy(), self.runs.copy()
+        new.items, new.room, new.waited, new.ran = self.items, self.room, self.waited, self.ran
+        return new
 
 
 class Begun:

@@ -1,6 +1,9 @@
 """What child processes did, and how they are: the counters of a crew.
 
-Any number of threads may note at once, and any may look: a note is two appends to lists, each atomic.
+Any number of threads may note at once, and any may look, also from a signal handler or a `__del__`: a note is one
+append to a list, which is atomic. Folding works as in `_recorder`: the new numbers are worked out beside the old ones
+and take their place in one step, so that a look from within a fold, further up on the same stack, sees what was folded
+before.
 """
 
 from __future__ import annotations
@@ -39,12 +42,10 @@ class Tally:
         from . import _buckets
 
         self._buckets = _buckets
-        self._lock = _native.reentrant_lock()  # guards all below but `died` and `_noted`
+        self._lock = _native.reentrant_lock()  # held by who folds
         self._noted: list[tuple[float, float, int, int, int, int]] = []
-        self._transfer: dict[int, int] = {}
-        self._handling: dict[int, int] = {}
-        self._sums = [0.0, 0.0, 0, 0, 0, 0]
-        self._calls = 0
+        # calls by the bucket of their transfer, and of the handler's time; the sums of what is noted; how many calls
+        self._folded: tuple[dict[int, int], dict[int, int], list[float], int] = ({}, {}, [0.0, 0.0, 0, 0, 0, 0], 0)
         self.died = 0
 
     def note(self, seconds: float, answer: Any, size: int, copied: int, passed: int) -> None:
@@ -63,17 +64,24 @@ class Tally:
             self._fold()
 
     def _fold(self) -> None:
+        if self._lock._is_owned():
+            return
         with self._lock:
             noted = self._noted[:]
-            del self._noted[: len(noted)]
+            count = len(noted)
             if not noted:
                 return
             columns = [*zip(*noted, strict=True)]
-            packed = self._buckets.packers[len(noted)]
-            self._buckets.count_times(self._transfer, packed(*columns[0]))
-            self._buckets.count_times(self._handling, packed(*columns[1]))
-            self._sums = [total + sum(column) for total, column in zip(self._sums, columns, strict=True)]
-            self._calls += len(noted)
+            packed = self._buckets.packers[count]
+            transfer, handling, sums, calls = self._folded
+            transfer, handling = transfer.copy(), handling.copy()
+            self._buckets.count_times(transfer, packed(*columns[0]))
+            self._buckets.count_times(handling, packed(*columns[1]))
+            sums = [total + sum(column) for total, column in zip(sums, columns, strict=True)]
+            folded, done = (transfer, handling, sums, calls + count), slice(count)
+            # in one step: no call, and nothing to be allocated
+            del self._noted[done]
+            self._folded = folded
 
     def snapshot(self, children: tuple[ChildStats, ...], blocks: int) -> ProcessStats:
         """Freeze the numbers.
@@ -82,21 +90,21 @@ class Tally:
             children: those that there are.
             blocks: bytes of shared memory.
         """
-        with self._lock:
-            self._fold()
-            transfer, handling, sent, received, copied, passed = self._sums
-            return ProcessStats(
-                calls=self._calls,
-                died=self.died,
-                transfer=self._times(self._transfer, transfer),
-                handling=self._times(self._handling, handling),
-                sent=int(sent),
-                received=int(received),
-                copied=int(copied),
-                passed=int(passed),
-                blocks=blocks,
-                children=children,
-            )
+        self._fold()
+        transfers, handlings, sums, calls = self._folded
+        transfer, handling, sent, received, copied, passed = sums
+        return ProcessStats(
+            calls=calls,
+            died=self.died,
+            transfer=self._times(transfers, transfer),
+            handling=self._times(handlings, handling),
+            sent=int(sent),
+            received=int(received),
+            copied=int(copied),
+            passed=int(passed),
+            blocks=blocks,
+            children=children,
+        )
 
     def _times(self, counts: dict[int, int], total: float) -> Histogram:
         return Histogram([(self._buckets.time_of(code), counts[code]) for code in sorted(counts)], total)

@@ -88,6 +88,14 @@ def _leak_guard(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail(f"leaked: {', '.join(leaked.values())}\n{threads}", pytrace=False)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_warned_of() -> None:
+    """What was warned of in the test before may be again."""
+    log = sys.modules.get("ubatch._log")
+    if log is not None:
+        log.known.clear()
+
+
 def _surely_held() -> Held:
     """What is held, with nothing overlooked.
 

@@ -21,11 +21,22 @@ from typing import Any
 import pytest
 
 import ubatch
-from ubatch import Batch, Histogram, QueueFull, UBatch, _buckets, dynamically, observe, ubatch_decorator
+from ubatch import (
+    Batch,
+    DeadlineExceeded,
+    Histogram,
+    QueueFull,
+    UBatch,
+    _buckets,
+    _log,
+    dynamically,
+    observe,
+    ubatch_decorator,
+)
 from ubatch import aio as _aio
 from ubatch._attempt import Attempt
 from ubatch._buckets import rounded
-from ubatch._log import PAUSE, Troubles
+from ubatch._log import MOST_NAMES, PAUSE, Troubles
 from ubatch._recorder import FOLD, Recorder
 from ubatch._tally import Tally
 
@@ -277,7 +288,7 @@ def test_what_waits_to_be_folded_is_bounded_where_somebody_is_told(size):
     attempt = Attempt()
     attempt.outcomes, attempt.errors = [None] * size, 0
     for _ in range(2 * FOLD):
-        after = recorder.tell("told", items, 1e5, 0.25, size, "full", attempt, None, None)
+        after = recorder.tell("told", items, 1e5, 0.25, size, "full", attempt, None, (), None)
         assert after is not None
         after()
         assert len(recorder._singles) + len(recorder._batches) < FOLD
@@ -720,6 +731,39 @@ def test_deadlines_that_pass_are_warned_of(driver, sentry):
     driver.run(batch, [1, 2, 3])
     eventually(lambda: batch.stats.expired)
     assert len([record for record in sentry.sent if "deadline" in record.getMessage()]) == 1
+
+
+@drivers
+def test_a_deadline_that_passes_while_the_handler_works_is_told(driver, sentry):
+    """By a warning, and in the record: its caller got an exception."""
+    seen: list[Batch] = []
+    batch = driver.make(handler=_slowly, deadline=0.05, observer=seen.append, name="slow")
+    [error] = driver.run(batch, [1])
+    assert isinstance(error, DeadlineExceeded)
+    assert batch.stats.error_types == (("DeadlineExceeded", 1),)
+    [record] = seen
+    assert (record.errors, str(record.error)) == (1, str(error))
+    assert record.error is not error
+    [warned] = sentry.sent
+    assert "'slow'" in warned.getMessage() and "deadline" in warned.getMessage()
+    assert warned.getMessage().endswith(": 1")
+
+
+@drivers
+def test_batchers_of_one_name_warn_as_one(driver, sentry):
+    """As those of a method's instances do: one for each request, perhaps. And those of another name by themselves."""
+    for number in range(MOST_NAMES):
+        for name in "mine", f"other {number}":
+            driver.run(driver.make(handler=handler, name=name, observer=_fails), ["bad"])
+    texts = [record.getMessage() for record in sentry.sent]
+    mine = [text for text in texts if "'mine'" in text]
+    assert ["observer" in text for text in mine] == [False, True]
+    assert len(texts) == 2 + 2 * MOST_NAMES
+    assert len(_log.known) == MOST_NAMES
+
+
+def _fails(record: Batch) -> None:
+    raise OSError
 
 
 def _slowly(items: list[int]) -> list[int]:

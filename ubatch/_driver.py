@@ -463,11 +463,10 @@ class Driver(Intake, Observed):
         if attempt.errors:
             with self._counting:
                 counters.failed_as(attempt.outcomes)
-        if schedule.special:
-            late = too_late(batch, attempt.outcomes, monotonic())
-            if late:
-                with self._counting:
-                    counters.failed("DeadlineExceeded", late)
+        late = too_late(batch, attempt.outcomes, monotonic()) if schedule.special else ()
+        if late:
+            with self._counting:
+                counters.failed("DeadlineExceeded", len(late))
         if self._seat is not seat:
             self._lead(seat)  # before its callers come back with more
         if watched and not seat.dismissed:  # measured: told after delivery it costs more, as callers wait for the GIL
@@ -477,13 +476,13 @@ class Driver(Intake, Observed):
                 policy.finished(*told)
             else:
                 self._untold.append(partial(policy.finished, *told))
-        if recorder.attentive or attempt.errors or begun is not None:
-            after = recorder.tell(self._name, batch, began, took, most, reason, attempt, raised, begun)
+        if recorder.attentive or attempt.errors or late or begun is not None:
+            after = recorder.tell(self._name, batch, began, took, most, reason, attempt, raised, late, begun)
         else:
             after = recorder.note(batch, began, took, most)
         deliver(batch, attempt.outcomes, took)
         seat.batch = []
-        del batch, attempt, raised, begun
+        del batch, attempt, raised, late, begun
         if after is not None:
             after()
             del after

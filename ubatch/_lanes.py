@@ -531,9 +531,10 @@ class Lanes:
         assert self.admission._inside == sum(terms_of(item).inside for item in self.queued())
 
 
-def too_late(items: Iterable[Item], outcomes: Iterable[Any], now: float) -> int:
-    """How many of these results come when their callers have gone, as their time was up."""
-    return sum(
-        item.left and terms_of(item).expires <= now and not isinstance(outcome, BaseException)
+def too_late(items: Iterable[Item], outcomes: Iterable[Any], now: float) -> list[Item]:
+    """Those of the items whose results come when their callers have gone, as their time was up."""
+    return [
+        item
         for item, outcome in zip(items, outcomes, strict=True)
-    )
+        if item.left and terms_of(item).expires <= now and not isinstance(outcome, BaseException)
+    ]

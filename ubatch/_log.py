@@ -1,5 +1,7 @@
 """What is logged: one warning for each kind of trouble and minute, with a count, by the logger "ubatch".
 
+Batchers of one name, as those of a method's instances, share what they warn of: there may be one for each request.
+
 Guarantees: no handler is installed, nothing is logged while a lock is held, and no item or result is in a message (an
 exception that is logged along says what its maker made it say). A log handler that raises does no harm.
 
@@ -26,6 +28,11 @@ ONCE = float("inf")
 MOST_KINDS = 64
 """Kinds that are told apart; all further ones count as one."""
 
+MOST_NAMES = 256
+"""Names of batchers that are remembered."""
+
+known: dict[str, Troubles] = {}
+"""By name, the latest last. Guarded by _lock."""
 
 _lock = _native.reentrant_lock()  # of all batchers: it is held for a few steps, and a fork has one to renew
 
@@ -33,14 +40,24 @@ _lock = _native.reentrant_lock()  # of all batchers: it is held for a few steps,
 def _forked() -> None:
     global _lock
     _lock = _native.reentrant_lock()
+    known.clear()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
+def troubles_of(name: str) -> Troubles:
+    """What batchers of that name have warned of. Safe to use from any thread."""
+    with _lock:
+        troubles = known[name] = known.pop(name) if name in known else Troubles()
+        while len(known) > MOST_NAMES:
+            del known[next(iter(known))]
+        return troubles
+
+
 class Troubles:
-    """What a batcher has warned of. Safe to use from any thread."""
+    """What somebody has warned of. Safe to use from any thread."""
 
     __slots__ = ("_kinds",)
 

@@ -450,12 +450,12 @@ class Home:
         args = kwargs = attempt.output = None
         if attempt.errors:
             counters.failed_as(attempt.outcomes)
-        if schedule.special:
-            counters.failed("DeadlineExceeded", too_late(batch, attempt.outcomes, done))
+        late = too_late(batch, attempt.outcomes, done) if schedule.special else ()
+        counters.failed("DeadlineExceeded", len(late))
         if watched:
             policy.finished(done, len(batch), took, len(schedule), sound)
-        if recorder.attentive or attempt.errors or begun is not None:
-            after = recorder.tell(job.name, batch, began, took, most, reason, attempt, raised, begun)
+        if recorder.attentive or attempt.errors or late or begun is not None:
+            after = recorder.tell(job.name, batch, began, took, most, reason, attempt, raised, late, begun)
         else:
             after = recorder.note(batch, began, took, most)
         shift.batch = []
@@ -467,7 +467,7 @@ class Home:
             self._follow_later()
         else:
             self._follow()
-        del batch, attempt, raised, begun  # an exception's traceback refers to this frame: not to others' items
+        del batch, attempt, raised, late, begun  # an exception's traceback refers to this frame: not to others' items
         if after is not None:
             after()
 

@@ -1,8 +1,8 @@
 """Observers: who is told of each batch, of one batcher or of all.
 
 An observer is a function of one argument, the record of a `Batch`. The worker calls it after the batch's callers
-were woken; the next batch waits until it has returned. One that raises is logged, once for each batcher, and does no
-harm. From within, it can call `submit` of its batcher, but not wait for it.
+were woken; the next batch waits until it has returned. One that raises is logged, once for each name of a batcher,
+and does no harm. From within, it can call `submit` of its batcher, but not wait for it.
 
 A tracer is an observer that also has a method `begin`, called by the worker right before the handler: it is given the
 contexts (`contextvars`) of those who handed the items over, and what it returns is told when the handler has returned
@@ -155,7 +155,8 @@ def observe(observer: Observer, batcher: Any = None) -> Callable[[], None]:
     """Have an observer told of every batch: `ubatch.observe(print)`.
 
     It is called with an `ubatch.Batch` by the worker, after the batch's callers were woken; in `ubatch.aio`, in the
-    event loop. The next batch waits for it, so it should be quick. If it raises, that is logged once for each batcher.
+    event loop. The next batch waits for it, so it should be quick. If it raises, that is logged
+    once for each name of a batcher.
 
     Args:
         observer: any callable.

@@ -28,9 +28,9 @@ from functools import partial
 
 from . import _native
 from ._attempt import own
-from ._log import ONCE, Troubles
+from ._log import ONCE, troubles_of
 from ._observing import Batch
-from .errors import BadBatchOutputSize
+from .errors import BadBatchOutputSize, DeadlineExceeded
 from .stats import Histogram
 
 TYPE_CHECKING = False
@@ -84,7 +84,6 @@ class Recorder:
         "capture",
         "observers",
         "tracers",
-        "troubles",
     )
 
     attentive: bool
@@ -97,7 +96,6 @@ class Recorder:
 
         self._buckets = _buckets
         self._packers = _buckets.packers
-        self.troubles = Troubles()
         # of each batch, one after another: its waits, packed; its duration; how many it could have had
         self._batches: list[Any] = []
         self._singles: list[Any] = []  # of each batch of one item: its wait, its duration, how many it could have had
@@ -123,7 +121,7 @@ class Recorder:
         contexts = [getattr(ticket, "context", None) for ticket in batch]  # some came before the tracer
         for ticket in batch:
             ticket.context = None  # a future lives on
-        begun = Begun(name, self.troubles)
+        begun = Begun(name)
         for tracer in self.tracers:
             begun.enter(tracer, contexts)
         return begun
@@ -162,6 +160,7 @@ class Recorder:
         reason: str,
         attempt: Attempt,
         raised: BaseException | None,
+        late: Sequence[Any],
         begun: Begun | None,
     ) -> Callable[[], None] | None:
         """As `note`, of a batch that somebody is to be told of.
@@ -172,15 +171,19 @@ class Recorder:
             reason: why it left.
             attempt: what came of it.
             raised: by the handler.
+            late: those of the items whose deadlines passed meanwhile.
             begun: what `begin` returned, if there were tracers.
 
         Returns:
             What is to be called once the callers are awake.
         """
         fold = self.note(batch, began, took, most)
+        errors = attempt.errors + len(late)
         record = error = None
         if attempt.errors:
             error = next(outcome for outcome in attempt.outcomes if isinstance(outcome, BaseException))
+        elif late:
+            error = DeadlineExceeded(name, late[0].terms.deadline)
         if self.observers or begun is not None:
             record = Batch(
                 batcher=name,
@@ -190,12 +193,12 @@ class Recorder:
                 began=began,
                 duration=took,
                 reason=reason,
-                errors=attempt.errors,
+                errors=errors,
                 error=None if error is None else own(error),  # the caller will raise its own
             )
         if raised is None and isinstance(error, BadBatchOutputSize):
             raised = own(error)
-        return partial(self._after, name, record, attempt.errors, raised, begun, fold)
+        return partial(self._after, name, record, attempt.errors, raised, len(late), begun, fold)
 
     def _after(
         self,
@@ -203,13 +206,14 @@ class Recorder:
         record: Batch | None,
         errors: int,
         raised: BaseException | None,
+        late: int,
         begun: Begun | None,
         fold: Callable[[], None] | None,
     ) -> None:
         """The callers are awake."""
         if raised is not None:
             kind = type(raised).__name__
-            self.troubles.report(
+            troubles_of(name).report(
                 ("handler", kind),
                 errors,
                 "batcher %r: the handler failed with %s; items that failed since the last such warning: %d",
@@ -217,13 +221,15 @@ class Recorder:
                 kind,
                 error=raised,
             )
+        if late:
+            self.expired(name, late)
         if begun is not None:
             begun.end(record)
         for observer in self.observers if record is not None else ():
             try:
                 observer(record)
             except BaseException as error:
-                complain(self.troubles, name, observer, error)
+                complain(name, observer, error)
         if fold is not None:
             fold()
 
@@ -232,12 +238,12 @@ class Recorder:
     def rejected(self, name: str, items: int) -> None:
         """There was no room for them: warn of it."""
         message = "batcher %r: its queue is full; items rejected since the last such warning: %d"
-        self.troubles.report("rejected", items, message, name)
+        troubles_of(name).report("rejected", items, message, name)
 
     def expired(self, name: str, items: int) -> None:
-        """Their deadlines passed before the handler saw them: warn of it."""
+        """Their deadlines passed before they had results: warn of it."""
         message = "batcher %r: it is behind; items whose deadline has passed since the last such warning: %d"
-        self.troubles.report("expired", items, message, name)
+        troubles_of(name).report("expired", items, message, name)
 
     def fold(self, wait: bool = False) -> None:
         """Fold what was recorded; if another thread is at it, `wait` for that, or leave it."""
@@ -307,11 +313,10 @@ class _Folded:
 class Begun:
     """What tracers have made of a batch. Owned by its worker."""
 
-    __slots__ = ("_name", "_spans", "_troubles")
+    __slots__ = ("_name", "_spans")
 
-    def __init__(self, name: str, troubles: Troubles) -> None:
+    def __init__(self, name: str) -> None:
         self._name = name
-        self._troubles = troubles
         self._spans: list[tuple[Any, Span]] = []
 
     def enter(self, tracer: Any, contexts: Sequence[Context | None]) -> None:
@@ -319,7 +324,7 @@ class Begun:
         try:
             self._spans.append((tracer, tracer.begin(self._name, contexts)))
         except BaseException as error:
-            complain(self._troubles, self._name, tracer, error)
+            complain(self._name, tracer, error)
 
     def leave(self) -> None:
         """The handler has returned."""
@@ -327,7 +332,7 @@ class Begun:
             try:
                 span.leave()
             except BaseException as error:
-                complain(self._troubles, self._name, tracer, error)
+                complain(self._name, tracer, error)
 
     def end(self, record: Batch | None) -> None:
         """The callers are awake, or were told that the batch was given up."""
@@ -335,18 +340,19 @@ class Begun:
             try:
                 span.end(record)
             except BaseException as error:
-                complain(self._troubles, self._name, tracer, error)
+                complain(self._name, tracer, error)
 
 
-def complain(troubles: Troubles, name: str, observer: object, error: BaseException) -> None:
+def complain(name: str, observer: object, error: BaseException) -> None:
     """An observer has raised: say so once."""
     kind = type(observer).__qualname__ if hasattr(observer, "begin") else getattr(observer, "__qualname__", None)
-    troubles.report(
-        ("observer", id(observer)),
+    kind = kind or type(observer).__qualname__
+    troubles_of(name).report(
+        ("observer", kind),
         1,
         "batcher %r: observer %s failed; this is told once. Failures: %d",
         name,
-        kind or type(observer).__qualname__,
+        kind,
         error=error,
         pause=ONCE,
     )

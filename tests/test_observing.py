@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import unittest.mock
 import weakref
 from collections import Counter, namedtuple
 from collections.abc import Callable, Iterator
@@ -731,6 +732,42 @@ def test_deadlines_that_pass_are_warned_of(driver, sentry):
     driver.run(batch, [1, 2, 3])
     eventually(lambda: batch.stats.expired)
     assert len([record for record in sentry.sent if "deadline" in record.getMessage()]) == 1
+
+
+class Recording:
+    """An observer that records, and so can be told to begin."""
+
+    def __init__(self) -> None:
+        self.told: list[Batch] = []
+
+    def begin(self) -> None:
+        raise AssertionError("nobody asked for it")
+
+    def __call__(self, record: Batch) -> None:
+        self.told.append(record)
+
+
+@drivers
+def test_what_can_be_called_is_no_tracer(driver):
+    """Whatever methods it has, such as a mock's."""
+    recording, mock = Recording(), unittest.mock.Mock()
+    driver.run(driver.make(handler=handler, observer=recording), [1, 2])
+    driver.run(driver.make(handler=handler, observer=mock), [1, 2])
+    assert [record.size for record in recording.told] == [2]
+    assert [call.args[0].size for call in mock.call_args_list] == [2]
+    assert not mock.begin.called
+
+
+@drivers
+def test_a_coroutine_function_is_no_observer(driver):
+    """Nobody would await it."""
+
+    async def told(record: Batch) -> None: ...
+
+    with pytest.raises(TypeError, match=r"plain function, as nobody awaits it, not <function .*told"):
+        driver.make(handler=handler, observer=told)
+    with pytest.raises(TypeError, match="plain function"):
+        observe(told)
 
 
 @drivers

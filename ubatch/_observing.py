@@ -4,11 +4,11 @@ An observer is a function of one argument, the record of a `Batch`. The worker c
 were woken; the next batch waits until it has returned. One that raises is logged, once for each name of a batcher,
 and does no harm. From within, it can call `submit` of its batcher, but not wait for it.
 
-A tracer is an observer that also has a method `begin`, called by the worker right before the handler: it is given the
-contexts (`contextvars`) of those who handed the items over, and what it returns is told when the handler has returned
-(`leave`, in the same thread or task, before anybody is woken) and when the callers were woken (`end`, with the record,
-or with `None` if `stop` gave the batch up meanwhile). As long as there is one, each item takes its caller's context
-along.
+A tracer is not callable; it has a method `begin` instead, called by the worker right before the handler: it is given
+the contexts (`contextvars`) of those who handed the items over, and what it returns is told when the handler has
+returned (`leave`, in the same thread or task, before anybody is woken) and when the callers were woken (`end`, with the
+record, or with `None` if `stop` gave the batch up meanwhile). As long as there is one, each item takes its caller's
+context along.
 
 Guarantees: a batcher that is made while an observer of all is added or removed is told of it by one of the two.
 """
@@ -21,6 +21,7 @@ from functools import partial
 from itertools import count
 
 from . import _native
+from ._binding import is_coroutine_function
 from ._histogram import Frozen
 from .stats import Stats
 
@@ -145,9 +146,13 @@ def observers_of(batcher: Observed) -> tuple[Any, ...]:
 
 
 def checked_observer(observer: Any) -> Any:
-    """Raises TypeError: it is neither `None`, nor callable, nor a tracer."""
-    if observer is not None and not callable(observer) and not callable(getattr(observer, "begin", None)):
+    """Raises TypeError: it is neither `None`, nor callable, nor a tracer; or it is a coroutine function."""
+    if observer is None:
+        return None
+    if not callable(observer) and not callable(getattr(observer, "begin", None)):
         raise TypeError(f"observer must be callable with a record of a batch, not {observer!r}")
+    if callable(observer) and is_coroutine_function(observer):
+        raise TypeError(f"observer must be a plain function, as nobody awaits it, not {observer!r}")
     return observer
 
 

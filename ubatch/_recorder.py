@@ -105,8 +105,8 @@ class Recorder:
 
     def heed(self, observers: Sequence[Any]) -> None:
         """These are the observers from now on."""
-        self.observers = tuple(observer for observer in observers if not hasattr(observer, "begin"))
-        self.tracers = tuple(observer for observer in observers if hasattr(observer, "begin"))
+        self.observers = tuple(observer for observer in observers if callable(observer))
+        self.tracers = tuple(observer for observer in observers if not callable(observer))
         self.attentive = bool(observers)
         self.capture = None
         if self.tracers:
@@ -345,8 +345,7 @@ class Begun:
 
 def complain(name: str, observer: object, error: BaseException) -> None:
     """An observer has raised: say so once."""
-    kind = type(observer).__qualname__ if hasattr(observer, "begin") else getattr(observer, "__qualname__", None)
-    kind = kind or type(observer).__qualname__
+    kind = getattr(observer, "__qualname__", type(observer).__qualname__)
     troubles_of(name).report(
         ("observer", kind),
         1,

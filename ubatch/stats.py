@@ -96,7 +96,9 @@ class Stats(Frozen):
     run: Histogram
     """Seconds that the handler took for a batch, all of its calls together."""
     processes: ProcessStats | None
-    """What the child processes of a `ProcessExecutor` have done, in which the handler runs; `None` without one."""
+    """What the child processes of a `ProcessExecutor` have done, in which the handler runs; `None` without one.
+
+    For all that use the executor: batchers that share one each have its numbers here, and so in metrics."""
     room: int
     """Items that these batches could have had: `max_size` of each, or what memory is known to bear (`isolate`)."""
 

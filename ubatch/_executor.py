@@ -240,15 +240,12 @@ class Executed:
             WorkerDied: the executor broke.
             Exception: what the handler raised; what the executor raises that does not take the call.
         """
-        from . import _records
+        from ._records import heard
 
         executor = wait = None
         try:
             executor, wait = self._place.submit(self, args, kwargs)
-            answer = wait()
-            return _records.told(answer) if _is_process_pool(executor) else answer
-        except _records.Failed as failed:
-            raise _records.raised(failed) from failed.__cause__
+            return heard(wait) if _is_process_pool(executor) else wait()
         except Unpackable as error:
             return self._without_bad(args, kwargs, error)
         except RuntimeError as error:
@@ -284,7 +281,7 @@ class Executed:
         if _is_process_pool(executor):
             from ._records import logged
 
-            return logged(self._handler)
+            return logged(self._handler, is_handler=True)
         if not isinstance(executor, ThreadPoolExecutor):
             return self._handler
         return functools.partial(contextvars.copy_context().run, self._here)  # the context tells whom a thread serves

@@ -21,6 +21,7 @@ from ._crew import Crew, settle
 from ._options import checked_limit, checked_timeout, checked_workers
 from ._parcels import Unpackable
 from ._process_stats import ChildStats, ProcessStats
+from ._records import heard, logged
 from ._stacks import stack
 from ._typing import TypeVar
 from ._waiters import blocking, deliver
@@ -42,6 +43,8 @@ Self = TypeVar("Self", bound="ProcessExecutor")
 
 class ProcessExecutor(Executor):
     """Child processes that run functions: a `concurrent.futures.Executor`. May be used from any thread.
+
+    What functions log reaches the loggers here, with the answer of their call; with a process that dies it is lost.
 
     Functions, arguments and results must pickle. Large buffers of theirs (of numpy arrays, torch tensors in CPU memory,
     bytes, bytearrays, memoryviews) go through shared memory. An array that comes out of a call lies in such memory, and
@@ -161,7 +164,7 @@ class ProcessExecutor(Executor):
             Exception: what the function raised, with the traceback in `__cause__`; something does not pickle.
         """
         try:
-            return self._run(fn, args, kwargs)
+            return heard(partial(self._run, logged(fn), args, kwargs))
         except Unpackable as error:
             raise error.__cause__ or error from None
 
@@ -225,8 +228,9 @@ def _made(crew: Crew, stacked: bool, calls: Sequence[Any]) -> list[Any]:
     """The outcomes of what was submitted; errors are outcomes, which are for the futures alone: nothing is logged."""
     outcomes: list[Any] = []
     for call in calls:
+        fn, args, kwargs = call
         try:
-            outcomes.append(_called(crew, stacked, *call))
+            outcomes.append(heard(partial(_called, crew, stacked, logged(fn), args, kwargs)))
         except Unpackable as error:
             outcomes.append(error.__cause__)
         except BaseException as error:

@@ -499,6 +499,24 @@ def test_a_call_says_how_its_process_ended(make, how, said):
     assert executor.stats.died == 1
 
 
+@pytest.mark.parametrize("reason", ["killed", "cannot start"])
+def test_an_error_names_the_batcher_whose_call_it_was(make, tmp_path, reason):
+    """Several may share an executor. Only what is called directly has the executor's own name."""
+    options = {"initializer": aliens.load_after, "initargs": (str(tmp_path / "model"),)} if reason != "killed" else {}
+    executor = make(1, name="mine", **options)
+    with (
+        UBatch(handler=far.fate, executor=executor, name="one") as one,
+        UBatch(handler=far.fate, executor=executor, name="other") as other,
+    ):
+        for call, name in {one.ubatch: "one", other.ubatch: "other"}.items():
+            with pytest.raises(WorkerDied, match=f"^the worker of '{name}' died: ") as caught:
+                call("killed")
+            assert caught.value.name == name
+    for direct in (executor.call, lambda *args: executor.submit(*args).result(PATIENCE)):
+        with pytest.raises(WorkerDied, match=r"^the worker of 'mine' died: "):
+            direct(far.fate, ["killed"])
+
+
 def test_one_that_hangs_is_killed(make):
     executor = make(1, call_timeout=0.3)
     pid = executor.call(aliens.pid)

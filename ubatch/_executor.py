@@ -83,7 +83,9 @@ class Renewable:
         """
         executor = self._present()
         if _is_ours(executor):  # this very thread can see to it
-            return executor, functools.partial(executor._run, executed.function_for(executor), args, kwargs)
+            return executor, functools.partial(
+                executor._run, executed._name, executed.function_for(executor), args, kwargs
+            )
         try:
             return executor, executor.submit(executed.function_for(executor), *args, **kwargs).result
         except RuntimeError as error:  # it has not taken the call

@@ -55,6 +55,19 @@ class Unpicklable(Exception):
         super().__init__(one)
 
 
+class Local(Exception):
+    """Unpickles only where it was made."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _local, (os.getpid(),)
+
+
+def _local(pid: int) -> Local:
+    if pid != os.getpid():
+        raise OSError("far from home")
+    return Local()
+
+
 def told(what: str) -> str:
     """Logs one record, of a kind that is not easily sent."""
     logger = logging.getLogger("far.odd")
@@ -68,6 +81,11 @@ def told(what: str) -> str:
             raise Unpicklable(what, "")
         except Unpicklable:
             logger.exception("cannot do %s", what)
+    elif what == "local exception":
+        try:
+            raise Local
+        except Local as error:
+            logger.exception("cannot do %s", what, extra={"error": error, "user": [7]})
     elif what == "no exception":
         logger.exception("there is none")
     elif what == "stack":
@@ -76,6 +94,9 @@ def told(what: str) -> str:
         logger.error("by %s, 100 %%", Unreadable())
     elif what == "extra":
         logger.error("more", extra={"lock": threading.Lock(), "unreadable": Unreadable(), "user": [7]})
+    elif what == "level":
+        logger.log(signal.SIGUSR2 + 90, "an integer")
+        logger.log(signal.Signals.SIGTERM, "an integer of a kind")
     elif what == "misfit":
         logger.error("%d", what)
         logger.error("fits")

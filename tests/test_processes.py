@@ -879,6 +879,14 @@ def test_a_logged_exception_that_cannot_be_sent_arrives_as_text(odd):
     assert record.exc_text.endswith("far.Unpicklable: unpicklable exception")
 
 
+def test_a_logged_exception_that_cannot_be_read_here_is_left_out(odd):
+    """Of its record all else arrives, and so does the call's result."""
+    (record,) = odd("local exception")
+    assert record.getMessage() == "cannot do local exception"
+    assert (record.exc_info, record.user, hasattr(record, "error")) == (None, [7], False)
+    assert record.exc_text.endswith("far.Local")
+
+
 def test_what_is_logged_without_an_exception(odd):
     (record,) = odd("no exception")
     assert logging.Formatter().format(record) == "there is none\nNoneType: None"
@@ -895,6 +903,15 @@ def test_arguments_and_fields_that_cannot_be_sent_lose_no_record(odd):
     assert record.user == [7]
     assert "lock" in record.lock
     assert "Unreadable" in record.unreadable
+
+
+def test_levels_of_the_programs_own(odd):
+    logging.getLogger("far.odd").setLevel(1)
+    try:
+        records = odd("level")
+    finally:
+        logging.getLogger("far.odd").setLevel(logging.NOTSET)
+    assert [record.levelno for record in records] == [signal.SIGUSR2 + 90, signal.SIGTERM]
 
 
 def test_a_record_that_cannot_be_made_is_lost_alone(odd, capfd):

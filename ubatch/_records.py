@@ -7,7 +7,7 @@ is lost if nobody reads it. What is logged by a call that ends with its process 
 Guarantees: during a call the child's root logger has one handler, that which keeps the records, and the loggers that
 have a level here have the same there; after it, those that they had. What the function returns, or raises, is the same
 as without. A record arrives as it was logged, its exception's traceback as text; but its arguments are in its message,
-and what cannot be pickled is told by its `repr`. A record that cannot be read here disturbs nothing else.
+and what cannot be pickled is told by its `repr`. A field that cannot be unpickled here alone is left out.
 
 Assumptions: a child runs one call at a time.
 """
@@ -25,10 +25,12 @@ from .errors import HandlerFailed
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, TypeAlias
+
+    Record: TypeAlias = tuple[dict[str, Any], dict[str, bytes]]  # its fields as they are, and those that are pickled
 
 _PLAIN = frozenset((str, int, float, bool, type(None)))
-"""Types of what can be sent as it is; nearly all that a record has."""
+"""Types of fields that are sent as they are: of nearly all."""
 
 _tracebacks = logging.Formatter()
 _reprs = reprlib.Repr()  # bears objects whose own one raises
@@ -38,7 +40,7 @@ _reprs.maxother = 200
 class Failed(Exception):
     """What a function raised, with what it had logged."""
 
-    def __init__(self, error: BaseException, records: list[bytes]) -> None:
+    def __init__(self, error: BaseException, records: list[Record]) -> None:
         super().__init__(error, records)
         self.error = error
         self.records = records
@@ -48,7 +50,7 @@ class Failed(Exception):
 
 
 class _Kept(logging.Handler):
-    def __init__(self, records: list[bytes]) -> None:
+    def __init__(self, records: list[Record]) -> None:
         super().__init__()
         self.records = records
 
@@ -59,25 +61,33 @@ class _Kept(logging.Handler):
             self.handleError(record)
 
 
-def _packed(record: logging.LogRecord) -> bytes:
-    """A record as it is sent: the pickle of its fields, as they are now."""
+def _packed(record: logging.LogRecord) -> Record:
+    plain: dict[str, Any] = {}
+    others: dict[str, bytes] = {}
     fields = {**vars(record), "msg": record.getMessage(), "args": None, "exc_info": None}
-    fields = {name: value if type(value) in _PLAIN else _fit(value) for name, value in fields.items()}
+    for name, value in fields.items():
+        if type(value) in _PLAIN:
+            plain[name] = value
+        elif (data := _pickled(value)) is not None:
+            others[name] = data
+        else:
+            plain[name] = _reprs.repr(value)
     if record.exc_info:
         error = record.exc_info[1]
-        fields["exc_text"] = _tracebacks.formatException(record.exc_info)
-        if error is not None and sendable(error) is error:
-            fields["exc_info"] = type(error), error, None
-    return pickle.dumps(fields, 5)
+        plain["exc_text"] = _tracebacks.formatException(record.exc_info)
+        if error is not None and (data := _pickled((type(error), error, None))) is not None:
+            others["exc_info"] = data
+    return plain, others
 
 
-def _fit(value: object) -> object:
-    """A value, or if that cannot be pickled and unpickled, what it looks like."""
+def _pickled(value: object) -> bytes | None:
+    """`None` if it cannot be pickled and unpickled."""
     try:
-        pickle.loads(pickle.dumps(value, 5))
-        return value
+        data = pickle.dumps(value, 5)
+        pickle.loads(data)
+        return data
     except Exception:
-        return _reprs.repr(value)
+        return None
 
 
 class Logged:
@@ -94,11 +104,12 @@ class Logged:
         self.is_handler = is_handler
         self.levels = levels
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> tuple[Any, list[bytes]]:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> tuple[Any, list[Record]]:
         """Raises Failed: the function raised, and had logged. Exception: the function raised."""
-        records: list[bytes] = []
+        records: list[Record] = []
         root = logging.getLogger()
-        handlers, root.handlers = root.handlers, [_Kept(records)]
+        handlers = root.handlers
+        root.handlers = [_Kept(records)]
         others = _set_levels(self.levels)
         try:
             result = self.function(*args, **kwargs)
@@ -144,7 +155,7 @@ def sendable(error: BaseException) -> BaseException:
         return HandlerFailed(description(error))
 
 
-def sendable_results(answer: tuple[Any, list[bytes]]) -> tuple[Any, list[bytes]]:
+def sendable_results(answer: tuple[Any, list[Record]]) -> tuple[Any, list[Record]]:
     """The answer, with an error in the place of each result that cannot be pickled. Raises TypeError: none has one."""
     results, records = answer
     if not isinstance(results, (list, tuple)):
@@ -165,7 +176,7 @@ def logged(function: Callable[..., Any], is_handler: bool = False) -> Logged:
     return Logged(function, is_handler, _levels())
 
 
-def heard(call: Callable[[], tuple[Any, list[bytes]]]) -> Any:
+def heard(call: Callable[[], tuple[Any, list[Record]]]) -> Any:
     """The result of a call of what is `Logged`; what came with it goes to the loggers here.
 
     Raises:
@@ -182,10 +193,18 @@ def heard(call: Callable[[], tuple[Any, list[bytes]]]) -> Any:
     return result
 
 
-def _log(records: list[bytes]) -> None:
-    for each in records:
-        with contextlib.suppress(Exception):  # it cannot be unpickled, or a log handler fails: no failure of the call
-            record = logging.makeLogRecord(pickle.loads(each))
+def _log(records: list[Record]) -> None:
+    for plain, others in records:
+        with contextlib.suppress(Exception):  # of a log handler: no failure of the call
+            record = _unpacked(plain, others)
             logger = logging.getLogger(record.name)
             if logger.isEnabledFor(record.levelno):
                 logger.handle(record)
+
+
+def _unpacked(plain: dict[str, Any], others: dict[str, bytes]) -> logging.LogRecord:
+    record = logging.makeLogRecord(plain)
+    for name, data in others.items():
+        with contextlib.suppress(Exception):  # it could be unpickled there, but not here
+            setattr(record, name, pickle.loads(data))
+    return record

@@ -22,6 +22,7 @@ import pytest
 from gates import PATIENCE, eventually
 
 from ubatch import UBatch, WorkerDied, _children, _crew
+from ubatch._records import logged
 from ubatch._resident import Resident
 from ubatch.processes import ProcessExecutor, RemoteTraceback
 
@@ -953,6 +954,26 @@ def test_levels_are_those_of_the_loggers_here(make, caplog, face):
             set_level(logging.NOTSET, name)
         assert executor.call(far.levels, *names) == [0, 0, 0, 33]
         assert heard() == [(name, "WARNING") for name in names[:3]]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("propagates", [True, False])
+def test_a_forked_child_does_not_handle_what_it_logs_itself(make, capfd, propagates):
+    """It has inherited the handlers, which it has again after a call."""
+    logger, handler = logging.getLogger("far.odd"), logging.StreamHandler()
+    logger.addHandler(handler)
+    logger.propagate = propagates
+    try:
+        executor = make(1, start_method="fork")
+        assert executor.call(far.told, "arguments") == "arguments"
+        assert capfd.readouterr().err.count("by a name") == 1
+        _, records = logged(far.told)("arguments")
+        assert len(records) == 1
+        assert (logger.handlers, logger.propagate) == ([handler], propagates)
+        assert capfd.readouterr().err == ""
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
 
 
 def test_levels_that_a_function_sets_stay(make):

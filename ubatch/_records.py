@@ -4,8 +4,8 @@ Purpose: in a child, the loggers that the program has set up are not there, or h
 takes along what is logged during a call, and gives it back with the call's result: no queue, no thread, nothing that
 is lost if nobody reads it. What is logged by a call that ends with its process is lost with it.
 
-Guarantees: during a call the child's root logger has one handler, that which keeps the records, and the loggers that
-have a level here have the same there; after it, those that they had. What the function returns, or raises, is the same
+Guarantees: during a call the child's loggers have one handler, the root's, which keeps the records, and those that have
+a level here have the same there; after it all is as it was. What the function returns, or raises, is the same
 as without. A record arrives as it was logged, its exception's traceback as text; but its arguments are in its message,
 and what cannot be pickled is told by its `repr`. A field that cannot be unpickled here alone is left out.
 
@@ -110,6 +110,7 @@ class Logged:
         root = logging.getLogger()
         handlers = root.handlers
         root.handlers = [_Kept(records)]
+        silenced = _silenced()
         others = _set_levels(self.levels)
         try:
             result = self.function(*args, **kwargs)
@@ -123,7 +124,28 @@ class Logged:
             raise Failed(sendable(error), records) from error
         finally:
             root.handlers = handlers
+            for logger, theirs, propagates in silenced:
+                logger.handlers = [*theirs, *logger.handlers]  # the function may have added some
+                logger.propagate = propagates
             _set_levels(others)
+
+
+def _silenced() -> list[tuple[logging.Logger, list[logging.Handler], bool]]:
+    """Have loggers hand on what they get, and do nothing else with it: where the process was forked, or sets up its
+    loggers as this one does, a record would be handled twice. Gives those that did otherwise, and how.
+    """
+    silenced = [
+        (logger, logger.handlers, logger.propagate) for logger in _loggers() if logger.handlers or not logger.propagate
+    ]
+    for logger, _, _ in silenced:
+        logger.handlers, logger.propagate = [], True
+    return silenced
+
+
+def _loggers() -> list[logging.Logger]:
+    """All but the root."""
+    loggers = [*logging.getLogger().manager.loggerDict.values()]  # at once: other threads make some
+    return [logger for logger in loggers if isinstance(logger, logging.Logger)]
 
 
 def _set_levels(levels: dict[str, int]) -> dict[str, int]:
@@ -140,10 +162,7 @@ def _set_levels(levels: dict[str, int]) -> dict[str, int]:
 def _levels() -> dict[str, int]:
     """The levels of the loggers here, by their names; of those that have one."""
     root = logging.getLogger()
-    loggers = [*root.manager.loggerDict.items()]  # at once: other threads make some
-    levels = {name: logger.level for name, logger in loggers if isinstance(logger, logging.Logger) and logger.level}
-    levels[root.name] = root.level
-    return levels
+    return {root.name: root.level, **{logger.name: logger.level for logger in _loggers() if logger.level}}
 
 
 def sendable(error: BaseException) -> BaseException:

@@ -272,7 +272,7 @@ def test_what_a_handler_logs_in_a_process_reaches_the_loggers_here(sentry, caplo
         assert "in chatty" in str(caught.value.__cause__)  # where it was raised
         name, message, _ = sentry.told[0]
         assert name == "far.model"
-        assert message.startswith("cannot do raise\nTraceback")
+        assert message == "cannot do raise"
         eventually(lambda: sentry.told[-1][0] == "ubatch")  # the batcher's own warning of the failure
         sentry.broken = True
         assert batch.ubatch("c") == "c"

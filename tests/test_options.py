@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import gc
 import random
+import re
 import sys
 import threading
 import time
@@ -16,7 +18,8 @@ from typing import Any
 import pytest
 from gates import PATIENCE, Gate, eventually, results
 
-from ubatch import DeadlineExceeded, QueueFull, Stopped, UBatch, dynamically, ubatch_decorator
+from ubatch import DeadlineExceeded, Flow, QueueFull, Step, Stopped, UBatch, aio, dynamically, ubatch_decorator
+from ubatch.processes import ProcessExecutor
 
 SOON = 0.05  # seconds; a deadline that passes while a test waits
 
@@ -719,3 +722,24 @@ def test_the_alarm_is_anothers_in_a_forked_child(run_python):
         """
     )
     assert out.split() == ["7", "DeadlineExceeded"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        UBatch,
+        aio.UBatch,
+        ubatch_decorator,
+        aio.ubatch_decorator,
+        dynamically,
+        aio.dynamically,
+        functools.partial(Flow, Step(sorted)),
+        functools.partial(Step, sorted),
+        ProcessExecutor,
+    ],
+)
+@pytest.mark.parametrize(("name", "kind"), [("a\ud800", ValueError), (3, TypeError)])
+def test_a_name_that_metrics_cannot_show(make, name, kind):
+    """A scrape of all batchers would fail for one of them."""
+    with pytest.raises(kind, match=f"^name must be .* not {re.escape(repr(name))}$"):
+        make(name=name)

@@ -22,6 +22,7 @@ import pytest
 from gates import PATIENCE, eventually
 
 from ubatch import UBatch, WorkerDied, _children, _crew
+from ubatch._records import logged
 from ubatch._resident import Resident
 from ubatch.processes import ProcessExecutor, RemoteTraceback
 
@@ -499,6 +500,24 @@ def test_a_call_says_how_its_process_ended(make, how, said):
     assert executor.stats.died == 1
 
 
+@pytest.mark.parametrize("reason", ["killed", "cannot start"])
+def test_an_error_names_the_batcher_whose_call_it_was(make, tmp_path, reason):
+    """Several may share an executor. Only what is called directly has the executor's own name."""
+    options = {"initializer": aliens.load_after, "initargs": (str(tmp_path / "model"),)} if reason != "killed" else {}
+    executor = make(1, name="mine", **options)
+    with (
+        UBatch(handler=far.fate, executor=executor, name="one") as one,
+        UBatch(handler=far.fate, executor=executor, name="other") as other,
+    ):
+        for call, name in {one.ubatch: "one", other.ubatch: "other"}.items():
+            with pytest.raises(WorkerDied, match=f"^the worker of '{name}' died: ") as caught:
+                call("killed")
+            assert caught.value.name == name
+    for direct in (executor.call, lambda *args: executor.submit(*args).result(PATIENCE)):
+        with pytest.raises(WorkerDied, match=r"^the worker of 'mine' died: "):
+            direct(far.fate, ["killed"])
+
+
 def test_one_that_hangs_is_killed(make):
     executor = make(1, call_timeout=0.3)
     pid = executor.call(aliens.pid)
@@ -784,8 +803,183 @@ def test_what_handlers_log_reaches_the_loggers_here(make, caplog):
         with pytest.raises(KeyError):
             batch.ubatch("raise")
     theirs = [record for record in caplog.records if record.name == "far.model"]
-    assert [record.getMessage().partition("\n")[0] for record in theirs] == ["doing x", "cannot do raise"]
+    assert [record.getMessage() for record in theirs] == ["doing x", "cannot do raise"]
     assert all(record.process != os.getpid() for record in theirs)
+
+
+FACES: dict[str, Callable[..., Any]] = {
+    "call": lambda executor, fn, *args: executor.call(fn, *args),
+    "submit": lambda executor, fn, *args: executor.submit(fn, *args).result(PATIENCE),
+}
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_what_functions_log_reaches_the_loggers_here(make, caplog, capfd, face):
+    """However they are called, also if they raise; and nowhere else."""
+    caplog.set_level(logging.INFO)
+    executor = make(1, initializer=far.chatty, initargs=(["first"],))
+    assert FACES[face](executor, far.chatty, ["x"]) == ["x"]
+    with pytest.raises(KeyError) as caught:
+        FACES[face](executor, far.chatty, ["raise"])
+    assert "in chatty" in str(caught.value.__cause__)
+    theirs = [record.getMessage() for record in caplog.records if record.name == "far.model"]
+    assert theirs == ["doing first", "doing x", "cannot do raise"]
+    assert all(record.process != os.getpid() for record in caplog.records)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_functions_return_is_left_as_it_is(make):
+    """Exceptions in a sequence are the results of a batch's items only where it comes from a batcher's handler."""
+    executor = make(1)
+    assert type(executor.call(far.fate, ["error"])) is list
+    assert type(executor.call(tuple, [ValueError()])) is tuple
+    with pytest.raises(TypeError, match="pickle"):
+        executor.call(aliens.names, [1, "lock"])
+
+
+def test_what_is_done_at_the_start_may_return_anything(make):
+    executor = make(1, initializer=threading.Lock)
+    assert executor.call(aliens.add, 1) == 1
+
+
+@pytest.fixture
+def odd(make) -> Iterator[Callable[[str], list[logging.LogRecord]]]:
+    """What `far.told` logs in a child, as it comes to the loggers here."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger = logging.getLogger("far.odd")
+    logger.addHandler(handler)
+    executor = make(1)
+
+    def odd(what: str) -> list[logging.LogRecord]:
+        records.clear()
+        assert executor.call(far.told, what) == what
+        return records
+
+    yield odd
+    logger.removeHandler(handler)
+
+
+def test_a_logged_exception_arrives_as_one(odd):
+    """The message is the same each time, so that records can be told apart by it; formatters add the traceback."""
+    (record,) = odd("exception")
+    assert record.getMessage() == "cannot do exception"
+    kind, error, traceback = record.exc_info
+    assert (kind, error.args, traceback) == (KeyError, ("exception",), None)
+    assert record.exc_text.startswith("Traceback")
+    assert "in told" in record.exc_text
+    text = logging.Formatter().format(record)
+    assert text == f"cannot do exception\n{record.exc_text}"
+
+
+def test_a_logged_exception_that_cannot_be_sent_arrives_as_text(odd):
+    (record,) = odd("unpicklable exception")
+    assert record.getMessage() == "cannot do unpicklable exception"
+    assert record.exc_info is None
+    assert record.exc_text.endswith("far.Unpicklable: unpicklable exception")
+
+
+def test_a_logged_exception_that_cannot_be_read_here_is_left_out(odd):
+    """Of its record all else arrives, and so does the call's result."""
+    (record,) = odd("local exception")
+    assert record.getMessage() == "cannot do local exception"
+    assert (record.exc_info, record.user, hasattr(record, "error")) == (None, [7], False)
+    assert record.exc_text.endswith("far.Local")
+
+
+def test_what_is_logged_without_an_exception(odd):
+    (record,) = odd("no exception")
+    assert logging.Formatter().format(record) == "there is none\nNoneType: None"
+    (record,) = odd("stack")
+    assert (record.getMessage(), record.exc_info, record.exc_text) == ("here", None, None)
+    assert record.stack_info.startswith("Stack (most recent call last)")
+    assert logging.Formatter().format(record) == f"here\n{record.stack_info}"
+
+
+def test_arguments_and_fields_that_cannot_be_sent_lose_no_record(odd):
+    (record,) = odd("arguments")
+    assert record.getMessage() == "by a name, 100 %"
+    (record,) = odd("extra")
+    assert record.user == [7]
+    assert "lock" in record.lock
+    assert "Unreadable" in record.unreadable
+
+
+def test_levels_of_the_programs_own(odd):
+    logging.getLogger("far.odd").setLevel(1)
+    try:
+        records = odd("level")
+    finally:
+        logging.getLogger("far.odd").setLevel(logging.NOTSET)
+    assert [record.levelno for record in records] == [signal.SIGUSR2 + 90, signal.SIGTERM]
+
+
+def test_a_record_that_cannot_be_made_is_lost_alone(odd, capfd):
+    """As it would be without a child; the child tells of it."""
+    assert [record.getMessage() for record in odd("misfit")] == ["fits"]
+    assert "Logging error" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("face", [*FACES, "batcher"])
+def test_levels_are_those_of_the_loggers_here(make, caplog, face):
+    """Also of those below the root, and as they are now; after a call the child has its own again."""
+    caplog.set_level(logging.WARNING)
+
+    def set_level(level: int, name: str) -> None:
+        caplog.set_level(level, name)
+        caplog.handler.setLevel(logging.NOTSET)
+
+    executor = make(1)
+    names = ["far", "far.loud", "far.quiet", "far.own"]
+    executor.call(far.set_levels, **{"far.own": 33})
+    with UBatch(8, 0, handler=far.whispers, executor=executor) as batch:
+
+        def heard() -> list[tuple[str, str]]:
+            caplog.clear()
+            batch.map(names) if face == "batcher" else FACES[face](executor, far.whispers, names)
+            return [(record.name, record.levelname) for record in caplog.records]
+
+        assert heard() == [(name, "WARNING") for name in names[:3]]
+        set_level(logging.DEBUG, "far.loud")
+        set_level(logging.ERROR, "far.quiet")
+        set_level(logging.INFO, "far")
+        assert heard() == [
+            *[("far", level) for level in ("INFO", "WARNING")],
+            *[("far.loud", level) for level in ("DEBUG", "INFO", "WARNING")],
+        ]
+        set_level(logging.NOTSET, "far.quiet")
+        assert heard()[-2:] == [("far.quiet", level) for level in ("INFO", "WARNING")]
+        for name in ("far", "far.loud"):
+            set_level(logging.NOTSET, name)
+        assert executor.call(far.levels, *names) == [0, 0, 0, 33]
+        assert heard() == [(name, "WARNING") for name in names[:3]]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("propagates", [True, False])
+def test_a_forked_child_does_not_handle_what_it_logs_itself(make, capfd, propagates):
+    """It has inherited the handlers, which it has again after a call."""
+    logger, handler = logging.getLogger("far.odd"), logging.StreamHandler()
+    logger.addHandler(handler)
+    logger.propagate = propagates
+    try:
+        executor = make(1, start_method="fork")
+        assert executor.call(far.told, "arguments") == "arguments"
+        assert capfd.readouterr().err.count("by a name") == 1
+        _, records = logged(far.told)("arguments")
+        assert len(records) == 1
+        assert (logger.handlers, logger.propagate) == ([handler], propagates)
+        assert capfd.readouterr().err == ""
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
+
+
+def test_levels_that_a_function_sets_stay(make):
+    executor = make(1)
+    executor.call(far.set_levels, **{"far.own": logging.DEBUG})
+    assert executor.call(far.levels, "far.own") == [logging.DEBUG]
 
 
 def test_from_an_event_loop(make):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ubatch import Histogram, Stats
 from ubatch._buckets import FEW, count_times, packers, rounded, time_of, unpacked
 from ubatch._process_stats import ProcessStats
-from ubatch._tally import child_stats
+from ubatch._tally import Tally, child_stats
 from ubatch.stats import MOST_TYPES, REASONS, Counters
 
 NAMES = tuple(Stats.__slots__)
@@ -102,14 +102,19 @@ def test_so_it_is_for_processes(before, more):
     assert pickle.loads(pickle.dumps(more)) == more
 
 
-@pytest.mark.parametrize("name", ["items", "full", "room", "error_types", "wait"])
+@pytest.mark.parametrize("name", ["items", "full", "room", "error_types", "wait", "processes"])
 def test_a_difference_the_wrong_way_round_is_an_error(name):
     """What has become less was not before."""
-    more = {"error_types": (("KeyError", 1),), "wait": Histogram([(0.5, 1)], 0.5), "room": 9}.get(name, 1)
-    after = snapshot(Counters())
+    wait = Histogram([(0.5, 1)], 0.5)
+    idle = Tally().snapshot((), 0)
+    busy = ProcessStats(**{**idle._values(), "handling": wait})
+    more = {"error_types": (("KeyError", 1),), "wait": wait, "room": 9, "processes": busy}.get(name, 1)
+    after = Stats(**{**snapshot(Counters())._values(), "processes": idle})
     before = Stats(**{**after._values(), name: more})
-    with pytest.raises(ValueError, match="later"):
+    with pytest.raises(ValueError, match=r"^only an earlier snapshot .* later one, of the same batcher"):
         after - before
+    with pytest.raises(ValueError, match=r"^only an earlier snapshot .* later one, of the same executor"):
+        idle - busy
 
 
 # -- histograms -------------------------------------------------------------------------------------------

@@ -64,10 +64,11 @@ def main(end: Connection, writable: bool, prepare: Callable[[], object] | None) 
         pass
 
 
-def prepared() -> None:
-    """The first call, where what the process is to do was not sent."""
-    if _prepare is not None:
-        _prepare()
+def prepared(sent: Callable[[], object] | None) -> None:
+    """The first call: what the process is to do as it starts, which may not have been sent."""
+    prepare = sent or _prepare
+    if prepare is not None:
+        prepare()
 
 
 def _watch(descriptor: int) -> None:
@@ -153,7 +154,7 @@ class _Served:
             began = _native.monotonic()
             result = function(*args, **kwargs)
             seconds = _native.monotonic() - began
-            is_handler = isinstance(function, Logged)
+            is_handler = isinstance(function, Logged) and function.is_handler
             del function, args, kwargs
             try:
                 answer = self._packed((True, result))

@@ -21,12 +21,13 @@ import sys
 import weakref
 from collections import deque
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
 
 from . import _child, _native
 from ._native import monotonic
 from ._parcels import Unpackable, pack, unpack
-from ._records import Failed, logged, raised, told
+from ._records import heard, logged
 from ._shm import pool
 from ._wire import MOST_DESCRIPTORS, Wire
 
@@ -90,11 +91,18 @@ class Setup:
         self.timeout = timeout
         self.writable = writable
         self._inherited = prepare if method == "fork" else None  # it need not be pickled then
-        self.first = logged(_child.prepared if method == "fork" else prepare)
+        self._first = partial(_child.prepared, None if method == "fork" else prepare)
         # here, not in the threads that start children: gevent patches the lock of imports, too
         module = {"spawn": "popen_spawn_posix", "forkserver": "popen_forkserver", "fork": "popen_fork"}[method]
         for name in ("connection", "process", "resource_tracker", "spawn", module):
             import_module(f"multiprocessing.{name}")
+
+    def first(self) -> Parcel:
+        """The first call of a child. Raises Exception: it cannot be pickled."""
+        try:
+            return pack((logged(self._first), (), {}), pool, pool.take)
+        except Unpackable as error:
+            raise error.__cause__ or error from None
 
     def start(self, name: str) -> tuple[BaseProcess, Wire]:
         """A new process, and the wire to it. Raises Exception: it cannot be started."""
@@ -169,10 +177,7 @@ class Child:
         self._known: set[int] = set()  # numbers of the blocks that it has mapped
         self._dropped = pool.dropped
         reap()
-        try:
-            first = pack((setup.first, (), {}), pool, pool.take)
-        except Unpackable as error:
-            raise error.__cause__ or error from None
+        first = setup.first()
         process, self._wire = setup.start(name)
         self._process: BaseProcess | None = process  # until it has ended
         self.pid = process.pid or 0
@@ -204,10 +209,7 @@ class Child:
             Ended: it is gone; or it was killed, as it takes longer.
             Exception: what it was to do as it starts failed.
         """
-        try:
-            told(outcome(self._answer(until, "it was not ready in time")))
-        except Failed as failed:
-            raise raised(failed) from failed.__cause__
+        heard(lambda: outcome(self._answer(until, "it was not ready in time")))
 
     def call(self, parcel: Parcel, timeout: float | None, room: int) -> Answer:
         """Make a call, and wait for its answer.

@@ -77,7 +77,7 @@ class Crew:
     """Child processes that run functions; see the head of the file. May be called from any thread.
 
     Args:
-        name: for errors and processes.
+        name: for processes, and for errors of what is no call.
         size: how many.
         setup: how they are started.
         timeout: seconds that a call may take, else the child is killed; `None` for no limit.
@@ -318,6 +318,7 @@ class Crew:
 
     def call(
         self,
+        name: str,
         function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -327,6 +328,7 @@ class Crew:
         """Run a function in a child.
 
         Args:
+            name: whose call it is, for errors.
             function, args, kwargs: are pickled, but for large buffers.
             fresh: a block and a view of it, which nothing but the arguments refers to; or `None`.
             copied: how many buffers were copied there.
@@ -346,7 +348,7 @@ class Crew:
         try:
             for left in range(self._retries, -1, -1):
                 try:
-                    self._take(mine)
+                    self._take(mine, name)
                     began = monotonic()
                     if parcel is None or not shared:
                         parcel = pack((function, args, kwargs), pool, pool.take, shared, fresh)
@@ -356,7 +358,7 @@ class Crew:
                 except Ended as error:
                     self._tally.died += 1
                     if not left or self._closed:
-                        raise WorkerDied(self.name, str(error)) from None
+                        raise WorkerDied(name, str(error)) from None
                 finally:
                     self._give_back(mine)
             assert answer is not None and parcel is not None, "neither answered nor failed"
@@ -374,8 +376,8 @@ class Crew:
                 parcel.clear()  # others refer to it: a traceback refers to frames
             del self, function, args, kwargs, fresh, parcel
 
-    def _take(self, mine: list[Child]) -> None:
-        """Take a child, into a list: so that it is not lost, whatever comes between.
+    def _take(self, mine: list[Child], name: str) -> None:
+        """Take a child for a call, into a list: so that it is not lost, whatever comes between.
 
         Raises:
             WorkerDied: there is none, and none is about to be.
@@ -400,7 +402,7 @@ class Crew:
                 self._claim(mine)
                 return
             if not self._has_any():
-                raise self._none()
+                raise self._none(name)
             self._waiting.append(waiter)
         try:
             waiter.gate.acquire()
@@ -409,7 +411,7 @@ class Crew:
                 waiter.left = True  # or it has one
         if not mine:
             self._check_open()
-            raise self._none()
+            raise self._none(name)
 
     def _claim(self, mine: list[Child]) -> None:
         """Take the last that idles. The lock is held; nothing is lost, wherever this is interrupted."""
@@ -418,12 +420,12 @@ class Crew:
         self._busy[child] = mine
         self._idle.remove(child)
 
-    def _none(self) -> WorkerDied:
+    def _none(self, name: str) -> WorkerDied:
         """Why there is no child."""
         reason = self._reason
         how = reason.reason if isinstance(reason, WorkerDied) else f"{type(reason).__name__}: {reason}"
         due = max(0.0, self._pause - monotonic())
-        error = WorkerDied(self.name, f"a child process could not start: {how}; the next attempt is due in {due:.1f} s")
+        error = WorkerDied(name, f"a child process could not start: {how}; the next attempt is due in {due:.1f} s")
         error.__cause__ = reason
         return error
 

@@ -83,7 +83,9 @@ class Renewable:
         """
         executor = self._present()
         if _is_ours(executor):  # this very thread can see to it
-            return executor, functools.partial(executor._run, executed.function_for(executor), args, kwargs)
+            return executor, functools.partial(
+                executor._run, executed._name, executed.function_for(executor), args, kwargs
+            )
         try:
             return executor, executor.submit(executed.function_for(executor), *args, **kwargs).result
         except RuntimeError as error:  # it has not taken the call
@@ -240,15 +242,12 @@ class Executed:
             WorkerDied: the executor broke.
             Exception: what the handler raised; what the executor raises that does not take the call.
         """
-        from . import _records
+        from ._records import heard
 
         executor = wait = None
         try:
             executor, wait = self._place.submit(self, args, kwargs)
-            answer = wait()
-            return _records.told(answer) if _is_process_pool(executor) else answer
-        except _records.Failed as failed:
-            raise _records.raised(failed) from failed.__cause__
+            return heard(wait) if _is_process_pool(executor) else wait()
         except Unpackable as error:
             return self._without_bad(args, kwargs, error)
         except RuntimeError as error:
@@ -284,7 +283,7 @@ class Executed:
         if _is_process_pool(executor):
             from ._records import logged
 
-            return logged(self._handler)
+            return logged(self._handler, is_handler=True)
         if not isinstance(executor, ThreadPoolExecutor):
             return self._handler
         return functools.partial(contextvars.copy_context().run, self._here)  # the context tells whom a thread serves

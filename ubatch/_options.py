@@ -58,9 +58,15 @@ def checked_timeout(timeout: float | None) -> float | None:
 
 
 def checked_name(name: str | None) -> str | None:
-    """Raises TypeError: it is neither `None` nor a string."""
-    if name is not None and not isinstance(name, str):
+    """Raises TypeError, ValueError: it is neither `None` nor a string that UTF-8 can encode, as metrics need it."""
+    if name is None:
+        return None
+    if not isinstance(name, str):
         raise TypeError(f"name must be a string, not {name!r}")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"name must be encodable as UTF-8, not {name!r}") from None
     return name
 
 

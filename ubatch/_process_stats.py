@@ -73,9 +73,14 @@ class ProcessStats(Frozen):
 
     def __sub__(self, before: ProcessStats) -> ProcessStats:
         """What was done since an earlier snapshot. Raises ValueError: it is not an earlier one of this executor."""
-        changes = {name: getattr(self, name) - getattr(before, name) for name in _SUMS}
-        if min(change for change in changes.values() if isinstance(change, int)) < 0:
-            raise ValueError("a snapshot can be taken from a later one of the same executor alone")
+        try:
+            changes = {name: getattr(self, name) - getattr(before, name) for name in _SUMS}
+            if min(change for change in changes.values() if isinstance(change, int)) < 0:
+                raise ValueError("a count has become less")
+        except ValueError as error:  # of a histogram, it may be
+            raise ValueError(
+                "only an earlier snapshot can be taken from a later one, of the same executor, in the same process"
+            ) from error
         return ProcessStats(**changes, blocks=self.blocks, children=self.children)
 
     def without_children(self) -> ProcessStats:

@@ -1,21 +1,23 @@
-"""What a handler logs in a process of a pool reaches the loggers here.
+"""What functions log in child processes reaches the loggers here.
 
 Purpose: in a child, the loggers that the program has set up are not there, or have no threads to send with. So `Logged`
 takes along what is logged during a call, and gives it back with the call's result: no queue, no thread, nothing that
 is lost if nobody reads it. What is logged by a call that ends with its process is lost with it.
 
-Guarantees: during a call the child's root logger has one handler, that which keeps the records, and the level of the
-root logger here; after it, those that it had. The handler's result, or what it raises, is the same as without.
+Guarantees: during a call the child's loggers have one handler, the root's, which keeps the records, and those that have
+a level here have the same there; after it all is as it was. What the function returns, or raises, is the same
+as without. A record arrives as it was logged, its exception's traceback as text; but its arguments are in its message,
+and what cannot be pickled is told by its `repr`. A field that cannot be unpickled here alone is left out.
 
-Assumptions: a child runs one call at a time. Records are made fit for the way by `logging.handlers.QueueHandler`.
+Assumptions: a child runs one call at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import logging.handlers
 import pickle
+import reprlib
 
 from ._attempt import description
 from .errors import HandlerFailed
@@ -23,49 +25,97 @@ from .errors import HandlerFailed
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, TypeAlias
+
+    Record: TypeAlias = tuple[dict[str, Any], dict[str, bytes]]  # its fields as they are, and those that are pickled
+
+_PLAIN = frozenset((str, int, float, bool, type(None)))
+"""Types of fields that are sent as they are: of nearly all."""
+
+_tracebacks = logging.Formatter()
+_reprs = reprlib.Repr()  # bears objects whose own one raises
+_reprs.maxother = 200
 
 
 class Failed(Exception):
-    """What the handler raised, with what it had logged."""
+    """What a function raised, with what it had logged."""
 
-    def __init__(self, error: BaseException, records: list[logging.LogRecord]) -> None:
+    def __init__(self, error: BaseException, records: list[Record]) -> None:
         super().__init__(error, records)
         self.error = error
         self.records = records
 
+    def __str__(self) -> str:
+        return description(self.error)
 
-class _Kept(logging.handlers.QueueHandler):
-    def __init__(self, records: list[logging.LogRecord]) -> None:
-        super().__init__(None)  # type: ignore[arg-type]
+
+class _Kept(logging.Handler):
+    def __init__(self, records: list[Record]) -> None:
+        super().__init__()
         self.records = records
 
-    def enqueue(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.records.append(_packed(record))
+        except Exception:  # its arguments do not fit its message
+            self.handleError(record)
+
+
+def _packed(record: logging.LogRecord) -> Record:
+    plain: dict[str, Any] = {}
+    others: dict[str, bytes] = {}
+    fields = {**vars(record), "msg": record.getMessage(), "args": None, "exc_info": None}
+    for name, value in fields.items():
+        if type(value) in _PLAIN:
+            plain[name] = value
+        elif (data := _pickled(value)) is not None:
+            others[name] = data
+        else:
+            plain[name] = _reprs.repr(value)
+    if record.exc_info:
+        error = record.exc_info[1]
+        plain["exc_text"] = _tracebacks.formatException(record.exc_info)
+        if error is not None and (data := _pickled((type(error), error, None))) is not None:
+            others["exc_info"] = data
+    return plain, others
+
+
+def _pickled(value: object) -> bytes | None:
+    """`None` if it cannot be pickled and unpickled."""
+    try:
+        data = pickle.dumps(value, 5)
+        pickle.loads(data)
+        return data
+    except Exception:
+        return None
 
 
 class Logged:
-    """A handler as it is called in a child. Gives its result, and what was logged.
+    """A function as it is called in a child. Gives its result, and what was logged.
 
     Args:
-        handler: the handler.
-        level: of the root logger.
+        function: the function.
+        is_handler: whether its results are those of a batch's items: each that is an exception is made sendable.
+        levels: of loggers, by their names; of those that have one.
     """
 
-    def __init__(self, handler: Callable[..., Any], level: int) -> None:
-        self.handler = handler
-        self.level = level
+    def __init__(self, function: Callable[..., Any], is_handler: bool, levels: dict[str, int]) -> None:
+        self.function = function
+        self.is_handler = is_handler
+        self.levels = levels
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> tuple[Any, list[logging.LogRecord]]:
-        """Raises Failed: the handler raised, and had logged. Exception: the handler raised."""
-        records: list[logging.LogRecord] = []
+    def __call__(self, /, *args: Any, **kwargs: Any) -> tuple[Any, list[Record]]:
+        """Raises Failed: the function raised, and had logged. Exception: the function raised."""
+        records: list[Record] = []
         root = logging.getLogger()
-        handlers, level = root.handlers, root.level
+        handlers = root.handlers
         root.handlers = [_Kept(records)]
-        root.setLevel(self.level)
+        silenced = _silenced()
+        others = _set_levels(self.levels)
         try:
-            result = self.handler(*args, **kwargs)
-            if isinstance(result, (list, tuple)) and any(isinstance(each, BaseException) for each in result):
+            result = self.function(*args, **kwargs)
+            is_sequence = self.is_handler and isinstance(result, (list, tuple))
+            if is_sequence and any(isinstance(each, BaseException) for each in result):
                 result = [sendable(each) if isinstance(each, BaseException) else each for each in result]
             return result, records
         except Exception as error:
@@ -74,7 +124,45 @@ class Logged:
             raise Failed(sendable(error), records) from error
         finally:
             root.handlers = handlers
-            root.setLevel(level)
+            for logger, theirs, propagates in silenced:
+                logger.handlers = [*theirs, *logger.handlers]  # the function may have added some
+                logger.propagate = propagates
+            _set_levels(others)
+
+
+def _silenced() -> list[tuple[logging.Logger, list[logging.Handler], bool]]:
+    """Have loggers hand on what they get, and do nothing else with it: where the process was forked, or sets up its
+    loggers as this one does, a record would be handled twice. Gives those that did otherwise, and how.
+    """
+    silenced = [
+        (logger, logger.handlers, logger.propagate) for logger in _loggers() if logger.handlers or not logger.propagate
+    ]
+    for logger, _, _ in silenced:
+        logger.handlers, logger.propagate = [], True
+    return silenced
+
+
+def _loggers() -> list[logging.Logger]:
+    """All but the root."""
+    loggers = [*logging.getLogger().manager.loggerDict.values()]  # at once: other threads make some
+    return [logger for logger in loggers if isinstance(logger, logging.Logger)]
+
+
+def _set_levels(levels: dict[str, int]) -> dict[str, int]:
+    """Set the levels of loggers, by their names. Gives what those had that had another."""
+    others: dict[str, int] = {}
+    for name, level in levels.items():
+        logger = logging.getLogger(name)
+        if logger.level != level:
+            others[name] = logger.level
+            logger.setLevel(level)  # it makes all loggers forget what they are enabled for: only where it must be
+    return others
+
+
+def _levels() -> dict[str, int]:
+    """The levels of the loggers here, by their names; of those that have one."""
+    root = logging.getLogger()
+    return {root.name: root.level, **{logger.name: logger.level for logger in _loggers() if logger.level}}
 
 
 def sendable(error: BaseException) -> BaseException:
@@ -86,7 +174,7 @@ def sendable(error: BaseException) -> BaseException:
         return HandlerFailed(description(error))
 
 
-def sendable_results(answer: tuple[Any, list[logging.LogRecord]]) -> tuple[Any, list[logging.LogRecord]]:
+def sendable_results(answer: tuple[Any, list[Record]]) -> tuple[Any, list[Record]]:
     """The answer, with an error in the place of each result that cannot be pickled. Raises TypeError: none has one."""
     results, records = answer
     if not isinstance(results, (list, tuple)):
@@ -102,29 +190,40 @@ def _sendable_result(result: Any) -> Any:
     return result
 
 
-def logged(handler: Callable[..., Any]) -> Logged:
-    """A handler for a process of a pool."""
-    return Logged(handler, logging.getLogger().level)
+def logged(function: Callable[..., Any], is_handler: bool = False) -> Logged:
+    """A function for a child; see `Logged`."""
+    return Logged(function, is_handler, _levels())
 
 
-def told(answer: tuple[Any, list[logging.LogRecord]]) -> Any:
-    """The result in an answer; what came with it goes to the loggers."""
-    result, records = answer
+def heard(call: Callable[[], tuple[Any, list[Record]]]) -> Any:
+    """The result of a call of what is `Logged`; what came with it goes to the loggers here.
+
+    Raises:
+        Exception: what the function raised, or the call.
+    """
+    try:
+        result, records = call()
+    except Failed as failed:
+        _log(failed.records)
+        raise failed.error from failed.__cause__  # where it was raised, in the child, as a process pool tells it
+    finally:
+        del call  # a traceback refers to this frame: to nobody's items
     _log(records)
     return result
 
 
-def raised(failed: Failed) -> BaseException:
-    """What the handler raised; what came with it goes to the loggers."""
-    _log(failed.records)
-    error = failed.error
-    error.__cause__ = failed.__cause__  # where it was raised, in the child, as a process pool tells it
-    return error
-
-
-def _log(records: list[logging.LogRecord]) -> None:
-    for record in records:
-        logger = logging.getLogger(record.name)
-        if logger.isEnabledFor(record.levelno):
-            with contextlib.suppress(Exception):  # of a log handler: no failure of the batch
+def _log(records: list[Record]) -> None:
+    for plain, others in records:
+        with contextlib.suppress(Exception):  # of a log handler: no failure of the call
+            record = _unpacked(plain, others)
+            logger = logging.getLogger(record.name)
+            if logger.isEnabledFor(record.levelno):
                 logger.handle(record)
+
+
+def _unpacked(plain: dict[str, Any], others: dict[str, bytes]) -> logging.LogRecord:
+    record = logging.makeLogRecord(plain)
+    for name, data in others.items():
+        with contextlib.suppress(Exception):  # it could be unpickled there, but not here
+            setattr(record, name, pickle.loads(data))
+    return record

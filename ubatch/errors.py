@@ -138,7 +138,7 @@ class WorkerDied(UBatchError, RuntimeError):
     """The worker that held this item is gone, and the item with it. The next item gets a new worker.
 
     Args:
-        name: the batcher's name.
+        name: the batcher's name; that of a `ProcessExecutor`, if that was called directly.
         reason: what ended the worker.
     """
 
@@ -148,7 +148,7 @@ class WorkerDied(UBatchError, RuntimeError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"the worker of batcher {self.name!r} died: {self.reason}"
+        return f"the worker of {self.name!r} died: {self.reason}"
 
 
 def warn_caller(message: str) -> None:

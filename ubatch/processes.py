@@ -18,9 +18,10 @@ from functools import partial
 from . import _native
 from ._children import METHODS, RemoteTraceback, Setup
 from ._crew import Crew, settle
-from ._options import checked_limit, checked_timeout, checked_workers
+from ._options import checked_limit, checked_name, checked_timeout, checked_workers
 from ._parcels import Unpackable
 from ._process_stats import ChildStats, ProcessStats
+from ._records import heard, logged
 from ._stacks import stack
 from ._typing import TypeVar
 from ._waiters import blocking, deliver
@@ -42,6 +43,8 @@ Self = TypeVar("Self", bound="ProcessExecutor")
 
 class ProcessExecutor(Executor):
     """Child processes that run functions: a `concurrent.futures.Executor`. May be used from any thread.
+
+    What functions log reaches the loggers here, with the answer of their call; with a process that dies it is lost.
 
     Functions, arguments and results must pickle. Large buffers of theirs (of numpy arrays, torch tensors in CPU memory,
     bytes, bytearrays, memoryviews) go through shared memory. An array that comes out of a call lies in such memory, and
@@ -67,7 +70,7 @@ class ProcessExecutor(Executor):
             torch cannot be made read-only: it must not be written to.
         stacked: the first argument of each call is a list of arrays of one shape and type; the function gets it as one
             array of shape (n, …), which is made in shared memory at once.
-        name: of the processes, and in errors.
+        name: of the processes, and in errors of what is called directly; a batcher's have that of the batcher.
 
     Raises:
         TypeError, ValueError: an argument is not as described; the message has its value.
@@ -106,7 +109,7 @@ class ProcessExecutor(Executor):
         limit = None if call_timeout is None else checked_limit("call_timeout", call_timeout)
         self._size = size
         self._stacked = stacked
-        self._crew = Crew(name, size, setup, limit, retries)
+        self._crew = Crew(checked_name(name) or "ubatch-process", size, setup, limit, retries)
         self._calls: UBatch[Any, Any] | None = None
         self._futures: set[Future[Any]] = set()  # those that are not done
         self._closing = False
@@ -161,13 +164,13 @@ class ProcessExecutor(Executor):
             Exception: what the function raised, with the traceback in `__cause__`; something does not pickle.
         """
         try:
-            return self._run(fn, args, kwargs)
+            return heard(partial(self._run, self._crew.name, logged(fn), args, kwargs))
         except Unpackable as error:
             raise error.__cause__ or error from None
 
-    def _run(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """`call` for batchers. Raises Unpackable: function or arguments do not pickle."""
-        return _called(self._crew, self._stacked, fn, args, kwargs)
+    def _run(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`call` for a batcher of that name. Raises Unpackable: function or arguments do not pickle."""
+        return _called(self._crew, self._stacked, name, fn, args, kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls. Processes end once they have done what was submitted.
@@ -225,8 +228,9 @@ def _made(crew: Crew, stacked: bool, calls: Sequence[Any]) -> list[Any]:
     """The outcomes of what was submitted; errors are outcomes, which are for the futures alone: nothing is logged."""
     outcomes: list[Any] = []
     for call in calls:
+        fn, args, kwargs = call
         try:
-            outcomes.append(_called(crew, stacked, *call))
+            outcomes.append(heard(partial(_called, crew, stacked, crew.name, logged(fn), args, kwargs)))
         except Unpackable as error:
             outcomes.append(error.__cause__)
         except BaseException as error:
@@ -234,7 +238,9 @@ def _made(crew: Crew, stacked: bool, calls: Sequence[Any]) -> list[Any]:
     return outcomes
 
 
-def _called(crew: Crew, stacked: bool, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _called(
+    crew: Crew, stacked: bool, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     fresh, copied = None, 0
     if stacked:
         if not args:
@@ -243,7 +249,7 @@ def _called(crew: Crew, stacked: bool, fn: Callable[..., Any], args: tuple[Any, 
         first, fresh = stack(args[0])
         args = (first, *args[1:])
         del first
-    return crew.call(fn, args, kwargs, fresh, copied if fresh is not None else 0)
+    return crew.call(name, fn, args, kwargs, fresh, copied if fresh is not None else 0)
 
 
 def _cooperatively(function: Callable[[], object]) -> None:

@@ -158,13 +158,21 @@ class Stats(Frozen):
 
     def __sub__(self, before: Stats) -> Stats:
         """What was done since an earlier snapshot. Raises ValueError: it is not an earlier one of this batcher."""
+        try:
+            return self._since(before)
+        except ValueError as error:  # of a histogram, it may be
+            raise ValueError(
+                "only an earlier snapshot can be taken from a later one, of the same batcher, in the same process"
+            ) from error
+
+    def _since(self, before: Stats) -> Stats:
         values = {name: getattr(self, name) - getattr(before, name) for name in self.__slots__ if name not in _OTHERS}
         types = dict(self.error_types)
         for kind, count in before.error_types:
             types[kind] = types.get(kind, 0) - count
         counts = [*types.values(), *(value for value in values.values() if isinstance(value, int))]
         if min(counts) < 0:
-            raise ValueError("a snapshot can be taken from a later one of the same batcher alone")
+            raise ValueError("a count has become less")
         processes = self.processes
         if processes is not None and before.processes is not None:
             processes = processes - before.processes

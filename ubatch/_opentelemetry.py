@@ -10,7 +10,7 @@ import time
 import weakref
 from functools import partial
 
-from ._changes import UNSERVED, Changes, add
+from ._changes import UNSERVED, Changes
 from ._observing import Exporter, batchers_of, lock
 from ._typing import Generic, TypeVar
 from .stats import REASONS
@@ -61,8 +61,8 @@ def opentelemetry(batcher: Any = None, meter_provider: Any = None) -> Callable[[
 class _Exporters(Generic[E]):
     """One exporter for each provider, made when it is first asked for.
 
-    Neither provider nor exporter is held: a provider keeps the callbacks of its instruments, and with them the exporter,
-    as it would not take those of another; batchers hold an exporter that is to be told of their batches.
+    It holds neither. A provider that would not take the callbacks of another exporter has those of the first, and so
+    keeps it; where batches are told to an exporter, batchers keep it.
     """
 
     def __init__(self) -> None:

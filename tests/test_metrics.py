@@ -37,7 +37,9 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest  # noq
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
 from ubatch import (  # noqa: E402
+    Flow,
     QueueFull,
+    Step,
     UBatch,
     WorkerDied,
     _changes,
@@ -322,6 +324,26 @@ def test_a_forgotten_batcher_ends_nothing(registry, scrape):
     assert scrape() == {}
 
 
+def test_a_flow_is_all_its_steps(registry, scrape):
+    """To metrics, and to observers."""
+    seen: list[str] = []
+    flow = Flow(Step(handler, name="first"), Step(handler, name="second"), name="flow")
+    ends = [metrics.prometheus(flow, registry), observe(lambda record: seen.append(record.batcher), flow)]
+    with flow, UBatch(handler=handler, name="other") as other:
+        flow.map([1])
+        other.map([1])
+        samples = scrape()
+        assert {dict(labels).get("batcher") for _, labels in samples} == {"flow.first", "flow.second"}
+        assert value(samples, "items_total", batcher="flow.second") == 1
+        for end in ends:
+            end()
+        flow.map([1])
+    assert (scrape(), seen) == ({}, ["flow.first", "flow.second"])
+    for wrong in ((), flow.stats, [flow]):
+        with pytest.raises(TypeError, match="a UBatch, a decorated function or a Flow, not"):
+            observe(print, wrong)
+
+
 async def _ask(batch: Any, items: list[Any]) -> Any:
     batch.start()
     results = await batch.map(items)
@@ -418,6 +440,35 @@ def test_a_process_of_several(run_python, tmp_path):
         env={"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
     )
     assert printed == "ended\n"
+
+
+def test_files_of_a_process_that_is_shown_again(run_python, tmp_path):
+    """What is in its file already is not added to it once more."""
+    printed = run_python(
+        """
+        import time
+        import ubatch, ubatch.metrics
+        from prometheus_client import CollectorRegistry, multiprocess
+        ubatch._prometheus.INTERVAL = 0.01
+        batch = ubatch.UBatch(handler=lambda items: items, name="measured")
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)
+        items = lambda: registry.get_sample_value("ubatch_items_total", {"batcher": "measured"})
+        for number in range(1, 4):
+            end = ubatch.metrics.prometheus()
+            batch.map([1])
+            [exporter] = ubatch._prometheus._exporters.values()
+            while True:
+                with exporter._lock:  # prometheus_client cannot read a file that is just being made
+                    if items() == number:
+                        break
+                time.sleep(0.01)
+            end()
+            print(items())
+        """,
+        env={"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+    )
+    assert printed == "1.0\n2.0\n3.0\n"
 
 
 def test_what_the_last_moments_brought_is_written_at_exit(run_python, tmp_path):

@@ -205,7 +205,7 @@ def batchers_of(given: Any) -> Sequence[Observed] | None:
 
 
 class Exporter:
-    """Shows batchers elsewhere as long as somebody wants that: is told of their batches, or looks at them when asked."""
+    """Shows batchers elsewhere as long as somebody wants that: is told of batches, or looks when it is asked."""
 
     _wanted = 0  # calls of `add` that were not ended; guarded by _lock
 

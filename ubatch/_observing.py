@@ -262,7 +262,6 @@ def _remove(observer: Any, chosen: Sequence[weakref.ref[Observed]] | None) -> No
 def _once(function: Callable[[], None]) -> Callable[[], None]:
     """Calls it when it is called first, and then lets go of it."""
     entry = [function]
-    del function
 
     def end() -> None:
         try:

@@ -223,10 +223,11 @@ class _Exporter(Exporter):
 
     def _begin(self, _: Batch) -> None:
         """The first batch of this process: begin to write, and look at no other."""
-        if self._disarm is not None:
-            self._disarm()
-            self._disarm = None
-            _native.start_thread("ubatch-metrics", partial(self._keep_writing, [True], self._stopped))
+        stopped = self._stopped  # before the look at _disarm: `close` may have both changed at any moment
+        disarm, self._disarm = self._disarm, None
+        if disarm is not None:
+            disarm()
+            _native.start_thread("ubatch-metrics", partial(self._keep_writing, [True], stopped))
 
     def _keep_writing(self, begin: list[bool], stopped: Any) -> None:
         try:

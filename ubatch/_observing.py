@@ -198,8 +198,9 @@ def batchers_of(given: Any) -> Sequence[Observed] | None:
     if isinstance(given, Observed):
         return (given,)
     steps = getattr(given, "steps", None)
-    found = steps if isinstance(steps, tuple) and steps else (getattr(given, "batcher", None),)
-    if not all(isinstance(one, Observed) for one in found):
+    candidates: Sequence[Any] = steps if isinstance(steps, tuple) else (getattr(given, "batcher", None),)
+    found = [one for one in candidates if isinstance(one, Observed)]
+    if not found or len(found) < len(candidates):
         raise TypeError(f"batcher must be a UBatch, a decorated function or a Flow, not {given!r}")
     return found
 

@@ -36,7 +36,20 @@ from opentelemetry.trace import StatusCode  # noqa: E402
 from prometheus_client import CollectorRegistry, Counter, generate_latest  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
-from ubatch import QueueFull, UBatch, WorkerDied, _changes, _prometheus, aio, metrics, ubatch_decorator  # noqa: E402
+from ubatch import (  # noqa: E402
+    Flow,
+    QueueFull,
+    Step,
+    UBatch,
+    WorkerDied,
+    _changes,
+    _observing,
+    _prometheus,
+    aio,
+    metrics,
+    observe,
+    ubatch_decorator,
+)
 from ubatch.processes import ProcessExecutor  # noqa: E402
 from ubatch.stats import REASONS  # noqa: E402
 
@@ -196,7 +209,7 @@ def test_what_is_going_on_now(all_shown, scrape):
     assert value(scrape(), "items_total", batcher="measured") == 5
 
 
-def test_forgotten_batchers_still_count(all_shown, scrape, monkeypatch):
+def test_forgotten_batchers_still_count(all_shown, registry, scrape, monkeypatch):
     """All those of one name together, also if nobody has looked in their lifetimes; however many there were."""
     monkeypatch.setattr(_changes, "MOST_GONE", 10)
     for number in range(30):
@@ -206,13 +219,13 @@ def test_forgotten_batchers_still_count(all_shown, scrape, monkeypatch):
             assert value(scrape(), "items_total", batcher="measured") == 21
         del batch
     eventually(lambda: gc.collect() is not None and value(scrape(), "items_total", batcher="measured") == 30)
-    [exporter] = _prometheus._exporters.values()
+    exporter = _prometheus._exporters[registry]
     assert len(exporter._changes._gone) <= 10
 
 
-def test_a_batcher_that_is_seen_while_it_is_collected(all_shown, scrape):
+def test_a_batcher_that_is_seen_while_it_is_collected(all_shown, registry, scrape):
     """It has told its last numbers, and may still be found for a moment: it counts once."""
-    [exporter] = _prometheus._exporters.values()
+    exporter = _prometheus._exporters[registry]
     with UBatch(handler=handler, name="measured") as batch:
         batch.map([1, 2])
     exporter._changes._mourn(batch)
@@ -265,6 +278,70 @@ def test_batchers_of_both_kinds_and_decorated_functions(registry, scrape):
         metrics.prometheus(registry=registry)
     with pytest.raises(TypeError, match="batcher must be"):
         metrics.prometheus("measured", registry)
+
+
+def test_whoever_wants_it_ends_his_own(registry, scrape):
+    """All, twice, and one as well: nothing is counted twice, and an end that is called again ends nobody else's."""
+    batch, other = UBatch(handler=handler, name="measured"), UBatch(handler=handler, name="other")
+    ends = [metrics.prometheus(chosen, registry) for chosen in (None, None, batch)]
+    with batch, other:
+        batch.map([1])
+        other.map([1])
+        assert value(scrape(), "items_total", batcher="measured") == 1
+        ends[0]()
+        ends[0]()
+        other.map([1])
+        assert value(scrape(), "items_total", batcher="other") == 2
+        ends[1]()
+        batch.map([1])
+        other.map([1])
+        samples = scrape()
+        assert value(samples, "items_total", batcher="measured") == 2
+        assert value(samples, "items_total", batcher="other") == 2
+        ends[2]()
+        assert scrape() == {}
+        batch.map([1])
+        end = metrics.prometheus(batch, registry)
+        assert value(scrape(), "items_total", batcher="measured") == 3, "what was done meanwhile, and nothing twice"
+        ends[2]()
+        assert value(scrape(), "items_total", batcher="measured") == 3
+        end()
+
+
+def test_a_forgotten_batcher_ends_nothing(registry, scrape):
+    """One that was chosen is kept, with what it did, until its own end is called; that of another ends the other's."""
+    batch, other = UBatch(handler=handler, name="measured"), UBatch(handler=handler, name="other")
+    ends = [metrics.prometheus(batch, registry), metrics.prometheus(other, registry)]
+    with batch, other:
+        batch.map([1])
+        other.map([1])
+    ref = weakref.ref(batch)
+    del batch
+    eventually(lambda: gc.collect() is not None and ref() is None)
+    ends[1]()
+    assert value(scrape(), "items_total", batcher="measured") == 1
+    ends[0]()
+    assert scrape() == {}
+
+
+def test_a_flow_is_all_its_steps(registry, scrape):
+    """To metrics, and to observers."""
+    seen: list[str] = []
+    flow = Flow(Step(handler, name="first"), Step(handler, name="second"), name="flow")
+    ends = [metrics.prometheus(flow, registry), observe(lambda record: seen.append(record.batcher), flow)]
+    with flow, UBatch(handler=handler, name="other") as other:
+        flow.map([1])
+        other.map([1])
+        samples = scrape()
+        assert {dict(labels).get("batcher") for _, labels in samples} == {"flow.first", "flow.second"}
+        assert value(samples, "items_total", batcher="flow.second") == 1
+        for end in ends:
+            end()
+        flow.map([1])
+    assert (scrape(), seen) == ({}, ["flow.first", "flow.second"])
+    for wrong in ((), flow.stats, [flow]):
+        with pytest.raises(TypeError, match="a UBatch, a decorated function or a Flow, not"):
+            observe(print, wrong)
 
 
 async def _ask(batch: Any, items: list[Any]) -> Any:
@@ -365,6 +442,35 @@ def test_a_process_of_several(run_python, tmp_path):
     assert printed == "ended\n"
 
 
+def test_files_of_a_process_that_is_shown_again(run_python, tmp_path):
+    """What is in its file already is not added to it once more."""
+    printed = run_python(
+        """
+        import time
+        import ubatch, ubatch.metrics
+        from prometheus_client import CollectorRegistry, multiprocess
+        ubatch._prometheus.INTERVAL = 0.01
+        batch = ubatch.UBatch(handler=lambda items: items, name="measured")
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)
+        items = lambda: registry.get_sample_value("ubatch_items_total", {"batcher": "measured"})
+        for number in range(1, 4):
+            end = ubatch.metrics.prometheus()
+            batch.map([1])
+            [exporter] = ubatch._prometheus._exporters.values()
+            while True:
+                with exporter._lock:  # prometheus_client cannot read a file that is just being made
+                    if (items() or 0) >= number:
+                        break
+                time.sleep(0.01)
+            end()
+            print(items())
+        """,
+        env={"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+    )
+    assert printed == "1.0\n2.0\n3.0\n"
+
+
 def test_what_the_last_moments_brought_is_written_at_exit(run_python, tmp_path):
     """A process that ends before its thread writes loses nothing."""
     run_python(
@@ -431,6 +537,200 @@ def test_opentelemetry_measures_the_same():
     provider.shutdown()
 
 
+@pytest.fixture
+def measured() -> Iterator[tuple[MeterProvider, Callable[[], dict[tuple[str, str], float]]]]:
+    """A provider, and what it has of each batcher: items counted, and batches and items told to histograms."""
+    gc.collect()  # batchers of other tests
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+
+    def look() -> dict[tuple[str, str], float]:
+        return {
+            (str(point.attributes["ubatch.batcher.name"]), name): getattr(point, what)
+            for name, some in points(reader).items()
+            for point in some
+            for what in [WHAT.get(name)]
+            if what is not None
+        }
+
+    yield provider, look
+    provider.shutdown()
+
+
+WHAT = {"ubatch.items": "value", "ubatch.items.queued": "value", "ubatch.batch.size": "sum"}
+
+
+def test_one_provider_serves_many_calls(measured):
+    """Each batcher has counters, gauges and histograms, also after the other's end."""
+    provider, look = measured
+    batch, other = UBatch(handler=handler, name="measured"), UBatch(handler=handler, name="other")
+    ends = [metrics.opentelemetry(chosen, provider) for chosen in (batch, other)]
+    with batch, other:
+        batch.map([1])
+        other.map([1, 2])
+        expected = {("measured", "ubatch.items"): 1, ("other", "ubatch.items"): 2}
+        expected |= {("measured", "ubatch.items.queued"): 0, ("other", "ubatch.items.queued"): 0}
+        expected |= {("measured", "ubatch.batch.size"): 1, ("other", "ubatch.batch.size"): 2}
+        eventually(lambda: look() == expected)
+        batch.map([3])
+        ends[0]()
+        ends[0]()
+        batch.map([4])
+        other.map([5])
+    found = look()
+    assert (found["other", "ubatch.items"], found["other", "ubatch.batch.size"]) == (3, 3)
+    assert (found["measured", "ubatch.items"], found["measured", "ubatch.batch.size"]) == (2, 2)
+    ends[1]()
+
+
+def test_on_and_off_and_on_again(measured):
+    """Counters go on, with what was done before and meanwhile; histograms with what is done while it is on."""
+    provider, look = measured
+    with UBatch(handler=handler, name="measured") as batch:
+        batch.map([1])
+        for number in range(1, 4):
+            end = metrics.opentelemetry(meter_provider=provider)
+            batch.map([1, 2])
+            eventually(lambda: look()["measured", "ubatch.batch.size"] == 2 * number)  # noqa: B023
+            assert look()["measured", "ubatch.items"] == 3 * number
+            assert look()["measured", "ubatch.items.queued"] == 0
+            end()
+            assert ("measured", "ubatch.items") not in look()
+            batch.map([1])
+
+
+@pytest.mark.parametrize("choices", [(0, 0), (0, 1), (1, 0), (1, 1), (1, 0, 1)], ids=str)
+@pytest.mark.parametrize("last", [False, True], ids=["the first ends first", "the last ends first"])
+def test_each_batch_is_told_once_per_provider(measured, tracing, choices, last):
+    """However often it is wanted, for all (0) or for itself (1); until nobody wants it."""
+    provider, look = measured
+    traces, exported = tracing
+    tracer = traces.get_tracer("test")
+    batch = UBatch(handler=handler, name="measured")
+    ends = []
+    for choice in choices:
+        chosen = batch if choice else None
+        ends.append((metrics.opentelemetry(chosen, provider), metrics.traces(chosen, traces)))
+    with batch:
+        for number in range(1, len(ends) + 1):
+            with tracer.start_as_current_span("caller"):
+                batch.map([1])
+            eventually(lambda: len(exported()["batch measured"]) == number)  # noqa: B023
+            found = look()
+            assert found["measured", "ubatch.items"] == found["measured", "ubatch.batch.size"] == number
+            assert len(exported()["item measured"]) == number
+            for end in ends.pop(-1 if last else 0):
+                end()
+                end()
+        batch.map([1])
+    assert batch._recorder.observers == ()
+    assert look() == {("measured", "ubatch.batch.size"): len(choices)}
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_the_global_providers_may_be_set_later(run_python, explicit):
+    """Those who ask before, after, and for the provider itself share what there is: each batch is told once."""
+    printed = run_python(
+        f"""
+        import ubatch, ubatch.metrics
+        from opentelemetry import metrics, trace
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+        reader, exporter = InMemoryMetricReader(), InMemorySpanExporter()
+        meters, tracers = MeterProvider([reader]), TracerProvider()
+        tracers.add_span_processor(SimpleSpanProcessor(exporter))
+        ends = [ubatch.metrics.opentelemetry(), ubatch.metrics.traces()]
+        metrics.set_meter_provider(meters)
+        trace.set_tracer_provider(tracers)
+        batch = ubatch.UBatch(handler=lambda items: items, name="measured")
+        for number in range(2):
+            given = (meters, tracers) if {explicit} else (None, None)
+            new = [ubatch.metrics.opentelemetry(None, given[0]), ubatch.metrics.traces(None, given[1])]
+            with batch:
+                batch.map([1])
+            for end in ends:
+                end()
+            ends = new
+        def collected():
+            [one] = reader.get_metrics_data().resource_metrics
+            points = {{metric.name: metric.data.data_points for scope in one.scope_metrics for metric in scope.metrics}}
+            return [points[name][0] for name in ("ubatch.items", "ubatch.batch.size")]
+        items, sizes = collected()
+        print(items.value, sizes.sum, len(exporter.get_finished_spans()))
+        """
+    )
+    assert printed == "2 2 2\n"
+
+
+@pytest.mark.parametrize("chosen", [True, False], ids=["one", "all"])
+@pytest.mark.parametrize("is_ended", [True, False], ids=["ended", "still on"])
+def test_forgotten_providers_and_batchers_are_collected(registry, chosen, is_ended):
+    """Ends hold no batcher, and nothing once they were called; one that is never called keeps nothing but for all."""
+    gc.collect()
+    mourners = len(_observing.mourners)
+    batch = UBatch(handler=handler, name="measured")
+    providers = [MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)]
+    providers += [TracerProvider(shutdown_on_exit=False), CollectorRegistry()]
+    ways = [metrics.opentelemetry, metrics.traces, metrics.prometheus]
+    ends = [way(batch if chosen else None, provider) for way, provider in zip(ways, providers, strict=True)]
+    ends.append(observe(print, batch))
+    refs = [weakref.ref(provider) for provider in providers]
+    ref = weakref.ref(batch)
+    if is_ended:
+        for end in ends:
+            end()
+    del providers
+    batch = None  # type: ignore[assignment]
+    eventually(lambda: gc.collect() is not None and ref() is None)
+    if not chosen:
+        for end in ends:
+            end()
+    if not is_ended:
+        ends.clear()
+    eventually(lambda: gc.collect() is not None and all(ref() is None for ref in refs))
+    assert len(_observing.mourners) == mourners
+
+
+def test_many_threads_begin_and_end(measured, registry, scrape, hurry):
+    """All and one, beside a load and scrapes: in the end nobody wants anything, and nothing is lost or told twice."""
+    provider, look = measured
+    batch = UBatch(handler=handler, name="measured")
+    failures: list[BaseException] = []
+    keeps = [metrics.opentelemetry(batch, provider), metrics.prometheus(batch, registry)]
+
+    def switch(seed: int) -> None:
+        try:
+            for number in range(30):
+                chosen = batch if (seed + number) % 2 else None
+                ends = [metrics.opentelemetry(chosen, provider), metrics.prometheus(chosen, registry)]
+                batch.ubatch(1)
+                scrape()
+                look()
+                for end in ends:
+                    threading.Thread(target=end).start()
+                    end()
+        except BaseException as error:
+            failures.append(error)
+
+    with batch:
+        threads = [threading.Thread(target=switch, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    found = look()
+    assert found["measured", "ubatch.items"] == found["measured", "ubatch.batch.size"] == 120
+    assert value(scrape(), "items_total", batcher="measured") == 120
+    for keep in keeps:
+        keep()
+    eventually(lambda: ("measured", "ubatch.items") not in look() and scrape() == {})
+    eventually(lambda: batch._recorder.observers == ())
+
+
 @pytest.mark.usefixtures("_processes_may_be_spawned")
 def test_opentelemetry_measures_child_processes():
     gc.collect()
@@ -461,12 +761,11 @@ def test_opentelemetry_measures_child_processes():
 
 
 @pytest.fixture
-def spans() -> Iterator[tuple[Any, Callable[[], dict[str, list[Any]]]]]:
-    """A tracer, and what was exported, by name."""
+def tracing() -> Iterator[tuple[TracerProvider, Callable[[], dict[str, list[Any]]]]]:
+    """A provider, and what was exported, by name."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    end = metrics.traces(tracer_provider=provider)
 
     def exported() -> dict[str, list[Any]]:
         found: dict[str, list[Any]] = {}
@@ -474,9 +773,17 @@ def spans() -> Iterator[tuple[Any, Callable[[], dict[str, list[Any]]]]]:
             found.setdefault(span.name, []).append(span)
         return found
 
+    yield provider, exported
+    provider.shutdown()
+
+
+@pytest.fixture
+def spans(tracing: Any) -> Iterator[tuple[Any, Callable[[], dict[str, list[Any]]]]]:
+    """A tracer, and what was exported; all batches are traced."""
+    provider, exported = tracing
+    end = metrics.traces(tracer_provider=provider)
     yield provider.get_tracer("test"), exported
     end()
-    provider.shutdown()
 
 
 def test_a_batch_is_linked_to_its_callers(spans):
@@ -560,6 +867,33 @@ def test_a_batch_that_fails_is_an_error(spans):
     assert (one.attributes["error.type"], one.attributes["ubatch.batch.errors"]) == ("KeyError", 2)
     assert [event.name for event in one.events] == ["exception"]
     assert one.links == () and "item measured" not in found
+
+
+class Mute(Exception):
+    """Cannot say what it is about."""
+
+    def __str__(self) -> str:
+        raise SystemExit if self.args == ("exit",) else RuntimeError
+
+
+@pytest.mark.parametrize("text", ["exit", "error"])
+def test_an_exception_without_a_text_ends_all_spans(spans, text):
+    """Whatever its `__str__` does: the batch's, as an error of its type, and those of the items."""
+    tracer, exported = spans
+
+    def failing(items: list[Any]) -> list[Any]:
+        raise Mute(text)
+
+    with (
+        UBatch(handler=failing, name="measured") as batch,
+        tracer.start_as_current_span("caller"),
+        pytest.raises(Mute),
+    ):
+        batch.map([1, 2])
+    found = exported()
+    [one] = found["batch measured"]
+    assert (one.status.status_code, one.attributes["error.type"]) == (StatusCode.ERROR, "Mute")
+    assert [item.end_time for item in found["item measured"]] == [one.end_time] * 2
 
 
 # -- the dashboard ----------------------------------------------------------------------------------------

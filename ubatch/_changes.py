@@ -1,7 +1,7 @@
 """What batchers have done since the last look: the difference of two snapshots of each, summed up by name.
 
 Guarantees: whatever a batcher counted is told once, under the name that it had then, also if the batcher was made and
-forgotten between two looks. A forked child starts anew, as its batchers do.
+forgotten between two looks, or was not wanted for a while. A forked child starts anew, as its batchers do.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from . import _native, _observing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ._observing import Observed
+    from ._observing import Exporter, Observed
     from .stats import Stats
 
 MOST_GONE = 1000
@@ -25,14 +25,13 @@ UNSERVED = ("cancelled", "dropped", "expired", "rejected")
 
 
 class Changes:
-    """What the chosen batchers have done since the last look, by name. Safe to use from any thread."""
+    """What the batchers that an exporter shows have done since the last look, by name. Safe to use from any thread."""
 
-    def __init__(self) -> None:
-        self.all = False  # whether all are chosen
-        self.chosen: weakref.WeakSet[Observed] = weakref.WeakSet()
+    def __init__(self, exporter: Exporter) -> None:
+        self._exporter = exporter
         self._gone: deque[tuple[int, str, Stats]] = deque()
-        _observing.mourners.append(self._mourn)
         self._renew()
+        _observing.mourners.append(weakref.WeakMethod(self._mourn, _observing.mourners.remove))
 
     def _renew(self) -> None:
         self._pid = os.getpid()
@@ -40,12 +39,10 @@ class Changes:
         self._seen: dict[int, Stats] = {}  # of each batcher that lives, by its number
         self._unread: dict[str, Stats] = {}  # of those that were forgotten, where there were many
 
-    def close(self) -> None:
-        """Look no more."""
-        _observing.mourners.remove(self._mourn)
-
     def _mourn(self, batcher: Observed) -> None:
-        if self.all or batcher in self.chosen:
+        if not self._exporter.shows(batcher):
+            self._seen.pop(batcher._number, None)
+        else:
             self._gone.append((batcher._number, batcher.name, batcher.stats))
             if len(self._gone) > MOST_GONE and not self._lock._is_owned() and self._lock.acquire(False):
                 try:
@@ -68,17 +65,20 @@ class Changes:
         self._seen[number] = stats
         return stats if before is None else stats - before
 
-    def look(self) -> dict[str, Stats]:
-        """What was done since the last look; `queued`, `running`, `a` and `c` are those of now."""
+    def look(self, totals: dict[str, Stats] | None = None) -> dict[str, Stats]:
+        """What was done since the last look, also added to `totals`; `queued`, `running`, `a`, `c` are those of now."""
         if self._pid != os.getpid():  # a forked child, which starts anew as its batchers do
             self._renew()
             self._gone.clear()
         with self._lock:
             changes, self._unread = self._unread, {}
             gone = self._bury(changes)
-            for batcher in _observing.batchers() if self.all else list(self.chosen):
+            for batcher in self._exporter.batchers():
                 if batcher._number not in gone:  # else it is about to be collected
                     add(changes, batcher.name, self._since(batcher._number, batcher.stats))
+            if totals is not None:
+                for name, stats in changes.items():
+                    add(totals, name, stats)
             return changes
 
 

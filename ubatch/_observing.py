@@ -10,7 +10,11 @@ returned (`leave`, in the same thread or task, before anybody is woken) and when
 record, or with `None` if `stop` gave the batch up meanwhile). As long as there is one, each item takes its caller's
 context along.
 
-Guarantees: a batcher that is made while an observer of all is added or removed is told of it by one of the two.
+An exporter is an observer that may be wanted by many, for all batchers and for some of them, and is told of each batch
+once. It counts who wants it.
+
+Guarantees: a batcher that is made while an observer of all is added or removed is told of it by one of the two. What
+ends an observer holds no batcher, and holds no observer once it was called.
 """
 
 from __future__ import annotations
@@ -108,16 +112,21 @@ living: dict[int, weakref.ref[Any]] = {}
 
 _numbers = count(1)
 
-mourners: list[Callable[[Observed], object]] = []
-"""Called with each batcher that is about to be collected."""
+mourners: list[Callable[[], Callable[[Observed], object] | None]] = []
+"""Weak references to what is called with each batcher that is about to be collected."""
 
 _everywhere: tuple[Any, ...] = ()  # the observers of all batchers
-_lock = _native.reentrant_lock()  # guards the changing of _everywhere and of _observers
+_lock = _native.reentrant_lock()  # guards the changing of _everywhere and of _observers, and who wants exporters
 
 
 def _forked() -> None:
     global _lock
     _lock = _native.reentrant_lock()
+
+
+def lock() -> Any:
+    """Guards the making of exporters, too; a forked child has another."""
+    return _lock
 
 
 if hasattr(os, "register_at_fork"):
@@ -141,19 +150,27 @@ def batchers() -> list[Observed]:
 
 
 def observers_of(batcher: Observed) -> tuple[Any, ...]:
-    """A batcher's own observers, and those of all."""
-    return () if batcher._is_hidden else (*batcher._observers, *_everywhere)
+    """A batcher's own observers, and those of all; each exporter that is to be told of batches once."""
+    if batcher._is_hidden:
+        return ()
+    found = (*batcher._observers, *_everywhere)
+    exporters = dict.fromkeys(one for one in found if isinstance(one, Exporter) and _can_be_told(one))
+    return (*(one for one in found if not isinstance(one, Exporter)), *exporters)
 
 
 def checked_observer(observer: Any) -> Any:
     """Raises TypeError: it is neither `None`, nor callable, nor a tracer; or it is a coroutine function."""
     if observer is None:
         return None
-    if not callable(observer) and not callable(getattr(observer, "begin", None)):
+    if not _can_be_told(observer):
         raise TypeError(f"observer must be callable with a record of a batch, not {observer!r}")
     if callable(observer) and is_coroutine_function(observer):
         raise TypeError(f"observer must be a plain function, as nobody awaits it, not {observer!r}")
     return observer
+
+
+def _can_be_told(observer: Any) -> bool:
+    return callable(observer) or callable(getattr(observer, "begin", None))
 
 
 def observe(observer: Observer, batcher: Any = None) -> Callable[[], None]:
@@ -165,8 +182,9 @@ def observe(observer: Observer, batcher: Any = None) -> Callable[[], None]:
 
     Args:
         observer: any callable.
-        batcher: whose batches: a `UBatch`, one of `ubatch.aio`, a decorated function. `None` for those of all, also
-            of such as will be made. One observer may be added several times; then it is told as often.
+        batcher: whose batches: a `UBatch`, one of `ubatch.aio`, a decorated function, a `Flow` for those of all its
+            steps. `None` for those of all, also of such as will be made. One observer may be added several times; then
+            it is told as often.
 
     Returns:
         A function without arguments that ends it. It may be called again.
@@ -176,24 +194,90 @@ def observe(observer: Observer, batcher: Any = None) -> Callable[[], None]:
     """
     if observer is None:
         raise TypeError("observer must be callable with a record of a batch, not None")
-    entry = [checked_observer(observer)]
-    target = None if batcher is None else batcher_of(batcher)
-    _change(target, lambda observers: (*observers, entry[0]))
+    return _add(checked_observer(observer), batchers_of(batcher))
+
+
+def batchers_of(given: Any) -> Sequence[Observed] | None:
+    """A batcher, that of a decorated function, or those of a flow's steps; `None` for all. Raises TypeError: none."""
+    if given is None:
+        return None
+    if isinstance(given, Observed):
+        return (given,)
+    steps = getattr(given, "steps", None)
+    candidates: Sequence[Any] = steps if isinstance(steps, tuple) else (getattr(given, "batcher", None),)
+    found = [one for one in candidates if isinstance(one, Observed)]
+    if not found or len(found) < len(candidates):
+        raise TypeError(f"batcher must be a UBatch, a decorated function or a Flow, not {given!r}")
+    return found
+
+
+class Exporter:
+    """Shows batchers elsewhere as long as somebody wants that: is told of batches, or looks when it is asked."""
+
+    _wanted = 0  # calls of `add` that were not ended; guarded by _lock
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody wants it."""
+        return self._wanted > 0
+
+    def add(self, chosen: Sequence[Observed] | None) -> Callable[[], None]:
+        """Somebody wants these batchers, or all. Gives a function that ends it, once, however often it is called."""
+        with _lock:
+            if not self._wanted:
+                self.open()
+            self._wanted += 1
+        return _once(partial(self._end, _add(self, chosen)))
+
+    def _end(self, remove: Callable[[], None]) -> None:
+        self.flush()
+        remove()
+        with _lock:
+            self._wanted -= 1
+            if not self._wanted:
+                self.close()
+
+    def open(self) -> None:
+        """Somebody wants it. May raise; then nobody does."""
+
+    def flush(self) -> None:
+        """Note what was done until now: some batchers may be shown no more."""
+
+    def close(self) -> None:
+        """Nobody wants it any more; it may be wanted again."""
+
+    def shows(self, batcher: Observed) -> bool:
+        """Whether somebody wants this one."""
+        return any(one is self for one in (*batcher._observers, *_everywhere))
+
+    def batchers(self) -> list[Observed]:
+        """Those that are wanted."""
+        return [batcher for batcher in batchers() if self.shows(batcher)]
+
+
+def _add(observer: Any, chosen: Sequence[Observed] | None) -> Callable[[], None]:
+    _change(chosen, lambda observers: (*observers, observer))
+    return _once(partial(_remove, observer, None if chosen is None else [weakref.ref(one) for one in chosen]))
+
+
+def _remove(observer: Any, chosen: Sequence[weakref.ref[Observed]] | None) -> None:
+    found = None if chosen is None else [ref() for ref in chosen]
+    left = None if found is None else [one for one in found if one is not None]
+    _change(left, lambda observers: _without(observers, observer))
+
+
+def _once(function: Callable[[], None]) -> Callable[[], None]:
+    """Calls it when it is called first, and then lets go of it."""
+    entry = [function]
 
     def end() -> None:
-        if entry:
-            gone = entry.pop()
-            _change(target, lambda observers: _without(observers, gone))
+        try:
+            last = entry.pop()
+        except IndexError:  # it was called before, perhaps by another thread at this moment
+            return
+        last()
 
     return end
-
-
-def batcher_of(given: Any) -> Observed:
-    """A batcher, or that of a decorated function. Raises TypeError: it has none."""
-    batcher = given if isinstance(given, Observed) else getattr(given, "batcher", None)
-    if not isinstance(batcher, Observed):
-        raise TypeError(f"batcher must be a UBatch or a decorated function, not {given!r}")
-    return batcher
 
 
 def _without(observers: tuple[Any, ...], gone: Any) -> tuple[Any, ...]:
@@ -205,22 +289,28 @@ def _without(observers: tuple[Any, ...], gone: Any) -> tuple[Any, ...]:
     return tuple(left)
 
 
-def _change(batcher: Observed | None, change: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> None:
+def _change(chosen: Sequence[Observed] | None, change: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> None:
     global _everywhere
     with _lock:
-        if batcher is None:
+        if chosen is None:
             _everywhere = change(_everywhere)  # before the look at who lives; who is made does it the other way round
         else:
-            batcher._observers = change(batcher._observers)
-    for one in batchers() if batcher is None else [batcher]:
-        one._heed()
+            for one in chosen:
+                one._observers = change(one._observers)
+    for one in batchers() if chosen is None else chosen:
+        known = None
+        while known != (now := [*map(id, observers_of(one))]):  # another thread's change may be heeded before this one
+            known = now
+            one._heed()
 
 
 def mourn(batcher: Observed) -> None:
     """A batcher is about to be collected; never raises."""
     if not batcher._is_hidden:
-        for mourner in list(mourners):
+        for ref in list(mourners):
+            mourner = ref()
             try:
-                mourner(batcher)
+                if mourner is not None:
+                    mourner(batcher)
             except Exception:  # a batcher that was never finished
                 pass

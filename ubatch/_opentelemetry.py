@@ -7,10 +7,12 @@ value is told to it, by the worker, once the callers are awake.
 from __future__ import annotations
 
 import time
+import weakref
 from functools import partial
 
-from ._changes import UNSERVED, Changes, add
-from ._observing import batcher_of, observe
+from ._changes import UNSERVED, Changes
+from ._observing import Exporter, batchers_of, lock
+from ._typing import Generic, TypeVar
 from .stats import REASONS
 
 TYPE_CHECKING = False
@@ -25,19 +27,24 @@ if TYPE_CHECKING:
     Reading: TypeAlias = Callable[[Stats], Iterable[tuple[float, dict[str, str]]]]
     """Values of a counter, each with attributes."""
 
+E = TypeVar("E", bound=Exporter)
+
 
 def opentelemetry(batcher: Any = None, meter_provider: Any = None) -> Callable[[], None]:
     """Let OpenTelemetry measure what batchers do; see `prometheus`.
+
+    Counters have what a batcher did before this was called, too, and if it was ended for a while, what was done
+    meanwhile; histograms have what was done since.
 
     Sizes, run times and waits are histograms, to which each value is told by the worker, once the callers are awake:
     some microseconds for each item. A view that drops `ubatch.item.wait_time` takes off the most of it.
 
     Args:
         batcher: as of `prometheus`.
-        meter_provider: by default the global one.
+        meter_provider: by default the global one, which may be set later.
 
     Returns:
-        A function without arguments that ends it.
+        A function without arguments that ends it. It may be called again.
 
     Raises:
         ImportError: opentelemetry-api is not installed.
@@ -45,28 +52,49 @@ def opentelemetry(batcher: Any = None, meter_provider: Any = None) -> Callable[[
     """
     from opentelemetry import metrics
 
-    meters = _Meters(metrics.get_meter("ubatch", meter_provider=meter_provider))
-    if batcher is None:
-        meters.changes.all = True
-    else:
-        meters.changes.chosen.add(batcher_of(batcher))
-    end = observe(meters, batcher)
-
-    def stop() -> None:
-        end()
-        meters.close()
-
-    return stop
+    chosen = batchers_of(batcher)
+    with lock():
+        meters = _measuring.exporter(meter_provider, metrics.get_meter_provider(), _Meters)
+    return meters.add(chosen)
 
 
-class _Meters:
+class _Exporters(Generic[E]):
+    """One exporter for each provider, made when it is first asked for.
+
+    It holds neither. A provider that would not take the callbacks of another exporter has those of the first, and so
+    keeps it; where batches are told to an exporter, batchers keep it.
+    """
+
+    def __init__(self) -> None:
+        self._made: weakref.WeakKeyDictionary[Any, weakref.ref[E]] = weakref.WeakKeyDictionary()
+        self._early: Callable[[], E | None] = _nothing  # that for the global provider, made before this was set
+
+    def exporter(self, given: Any, current: Any, make: Callable[[Any], E]) -> E:
+        """That of the given provider, or of the global one, which is now `current`. Called with the lock held."""
+        provider = current if given is None else given
+        exporter = self._made.get(provider, _nothing)()
+        if exporter is None and provider is current:
+            exporter = self._early()
+        if exporter is None:
+            exporter = make(provider)
+            self._made[provider] = found = weakref.ref(exporter)
+            if "Proxy" in type(provider).__name__:  # it stands for the one that will be set
+                self._early = found
+        return exporter
+
+
+def _nothing() -> None:
+    return None
+
+
+class _Meters(Exporter):
     """Instruments, and the observer that feeds those that cannot be read."""
 
-    def __init__(self, meter: Any) -> None:
+    def __init__(self, provider: Any) -> None:
         from opentelemetry.metrics import Observation
 
-        self.changes = Changes()
-        self._is_open = True
+        meter = provider.get_meter("ubatch")
+        self._changes = Changes(self)
         self._observation = Observation
         self._totals: dict[str, Stats] = {}
         self._size = meter.create_histogram("ubatch.batch.size", "{item}", "Items in a batch.")
@@ -125,21 +153,16 @@ class _Meters:
                 f"ubatch.items.{name}", [partial(self._read_present, name)], "{item}", text
             )
 
-    def close(self) -> None:
-        """Instruments cannot be taken back, but be silent."""
-        if self._is_open:
-            self._is_open = False
-            self.changes.close()
+    def flush(self) -> None:
+        """See `Exporter`."""
+        self._look()
 
     def _look(self) -> dict[str, Stats]:
-        changes = self.changes.look() if self._is_open else {}
-        for name, stats in changes.items():
-            add(self._totals, name, stats)
-        return changes
+        return self._changes.look(self._totals)
 
     def _read(self, read: Reading, _: object) -> Iterator[Any]:
         self._look()
-        for name, stats in self._totals.items() if self._is_open else ():
+        for name, stats in list(self._totals.items()) if self.is_wanted else ():  # instruments cannot be taken back
             for value, attributes in read(stats):
                 yield self._observation(value, {"ubatch.batcher.name": name, **attributes})
 
@@ -179,21 +202,24 @@ def traces(batcher: Any = None, tracer_provider: Any = None) -> Callable[[], Non
 
     Args:
         batcher: as of `prometheus`.
-        tracer_provider: by default the global one.
+        tracer_provider: by default the global one, which may be set later.
 
     Returns, Raises:
         As `opentelemetry`.
     """
     from opentelemetry import trace
 
-    return observe(_Tracer(trace.get_tracer("ubatch", tracer_provider=tracer_provider)), batcher)
+    chosen = batchers_of(batcher)
+    with lock():
+        tracer = _tracing.exporter(tracer_provider, trace.get_tracer_provider(), _Tracer)
+    return tracer.add(chosen)
 
 
-class _Tracer:
+class _Tracer(Exporter):
     """An observer that is told of the beginning of batches, too; see `_observing`."""
 
-    def __init__(self, tracer: Any) -> None:
-        self.tracer = tracer
+    def __init__(self, provider: Any) -> None:
+        self.tracer = provider.get_tracer("ubatch")
 
     def begin(self, batcher: str, contexts: Sequence[Context | None]) -> _Span:
         return _Span(self.tracer, batcher, contexts)
@@ -234,20 +260,22 @@ class _Span:
         from opentelemetry.trace import Link, Status, StatusCode
 
         span = self._span
-        if batch is None:
-            span.set_status(Status(StatusCode.ERROR, "given up by stop()"))
-        else:
+        try:
+            if batch is None:
+                span.set_status(Status(StatusCode.ERROR, "given up by stop()"))
+                return
             span.set_attribute("ubatch.batch.reason", batch.reason)
-            if batch.error is not None:
-                span.set_attribute("ubatch.batch.errors", batch.errors)
-                span.set_attribute("error.type", type(batch.error).__qualname__)
-                span.record_exception(batch.error)
-                span.set_status(Status(StatusCode.ERROR))
             link = [Link(span.get_span_context())]
             for context, caller, wait in zip(self._contexts, self._callers, batch.waits, strict=True):
                 if context is not None and caller is not None and caller.trace_flags.sampled:
                     context.run(self._item, link, wait).end(end_time=self._returned)
-        span.end(end_time=self._returned)
+            if batch.error is not None:
+                span.set_attribute("ubatch.batch.errors", batch.errors)
+                span.set_attribute("error.type", type(batch.error).__qualname__)
+                span.set_status(Status(StatusCode.ERROR))
+                span.record_exception(batch.error)  # at last: it asks the exception for its text
+        finally:
+            span.end(end_time=self._returned)
 
     def _item(self, links: list[Any], wait: float) -> Any:
         """The span of one item, in its caller's context."""
@@ -257,3 +285,7 @@ class _Span:
             attributes={"ubatch.batcher.name": self._batcher, "ubatch.item.wait_time": wait},
             start_time=self._began - int(wait * 1e9),
         )
+
+
+_measuring: _Exporters[_Meters] = _Exporters()
+_tracing: _Exporters[_Tracer] = _Exporters()

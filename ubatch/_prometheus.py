@@ -20,7 +20,7 @@ from functools import partial
 
 from . import _native
 from ._changes import UNSERVED, Changes
-from ._observing import batcher_of, observe
+from ._observing import Exporter, batchers_of, lock, observe
 from .stats import REASONS
 
 TYPE_CHECKING = False
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
-    from ._observing import Batch, Observed
+    from ._observing import Batch
     from ._process_stats import ChildStats, ProcessStats
     from .stats import Histogram, Stats
 
@@ -43,17 +43,20 @@ INTERVAL = 1.0
 
 
 def prometheus(batcher: Any = None, registry: Any = None) -> Callable[[], None]:
-    """Let a scrape of `prometheus_client` show what batchers do. May be called once for each of several batchers.
+    """Let a scrape of `prometheus_client` show what batchers do.
 
-    In its multi-process mode (`PROMETHEUS_MULTIPROC_DIR`, gunicorn with several workers) what is shown is up to a
-    second old, and gauges are sums over the processes that live.
+    May be called for several batchers, one after another, and by several who do not know of each other: what any of
+    them wants is shown, once, until the last has ended it. What a batcher did before is shown, too. In the client's
+    multi-process mode (`PROMETHEUS_MULTIPROC_DIR`, gunicorn with several workers) what is shown is up to a second old,
+    and gauges are sums over the processes that live.
 
     Args:
-        batcher: a `UBatch`, one of `ubatch.aio`, or a decorated function; `None` for all, those to come included.
+        batcher: a `UBatch`, one of `ubatch.aio`, a decorated function, or a `Flow` for all its steps; `None` for all
+            batchers, those to come included.
         registry: a `prometheus_client.CollectorRegistry`; by default the one that prometheus_client uses.
 
     Returns:
-        A function without arguments that ends it.
+        A function without arguments that ends it. It may be called again.
 
     Raises:
         ImportError: prometheus_client is not installed.
@@ -62,33 +65,22 @@ def prometheus(batcher: Any = None, registry: Any = None) -> Callable[[], None]:
     """
     from prometheus_client import REGISTRY
 
-    target = None if batcher is None else batcher_of(batcher)
+    chosen = batchers_of(batcher)
     registry = REGISTRY if registry is None else registry
-    exporter = _exporters.get(registry)
-    if exporter is None:
-        exporter = _Exporter()
-        registry.register(exporter)
-        _exporters[registry] = exporter
-        exporter.open()
-    exporter.choose(target)
-    return partial(_end, registry, exporter, target)
+    with lock():
+        exporter = _exporters.get(registry)
+        if exporter is None:
+            exporter = _exporters[registry] = _Exporter(registry)
+    return exporter.add(chosen)
 
 
-_exporters: weakref.WeakKeyDictionary[Any, _Exporter] = weakref.WeakKeyDictionary()
+_exporters: weakref.WeakKeyDictionary[Any, _Exporter] = weakref.WeakKeyDictionary()  # they do not hold their registries
 
 
-def _end(registry: Any, exporter: _Exporter, target: Observed | None) -> None:
-    exporter.flush()
-    if exporter.drop(target) and _exporters.get(registry) is exporter:
-        del _exporters[registry]
-        registry.unregister(exporter)
-        exporter.close()
-
-
-class _Exporter:
+class _Exporter(Exporter):
     """A collector, and the metrics that it brings up to date when it is asked for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, registry: Any) -> None:
         from prometheus_client import Counter, Gauge, Histogram
         from prometheus_client.values import ValueClass
 
@@ -125,33 +117,17 @@ class _Exporter:
         self._memory = gauge("process_memory_bytes", "Resident memory of a child process.", "child")
         self._metrics = [metric for metric in vars(self).values() if hasattr(metric, "collect")]
         self._is_shared: bool = ValueClass._multiprocess
-        self._changes = Changes()
+        self._registry = weakref.ref(registry)
+        self._is_open = False  # whether it is registered there
+        self._changes = Changes(self)
         self._names: set[str] = set()
         self._children: dict[str, int] = {}  # places for child processes that were shown, by batcher
         self._renew()
 
     def _renew(self) -> None:
         self._lock = _native.reentrant_lock()  # guards the writing of the metrics
-        self._stopped = _native.allocate_lock()  # released to end the thread
-        self._stopped.acquire()
+        self._stopped = _closed_lock()  # released to end the thread
         self._disarm: Callable[[], None] | None = None
-
-    # -- which batchers -----------------------------------------------------------------------------------
-
-    def choose(self, target: Observed | None) -> None:
-        """Show this batcher; `None` for all."""
-        if target is None:
-            self._changes.all = True
-        else:
-            self._changes.chosen.add(target)
-
-    def drop(self, target: Observed | None) -> bool:
-        """Show it no more; whether there is none left."""
-        if target is None:
-            self._changes.all = False
-        else:
-            self._changes.chosen.discard(target)
-        return not self._changes.all and not self._changes.chosen
 
     # -- writing ------------------------------------------------------------------------------------------
 
@@ -219,31 +195,39 @@ class _Exporter:
     # -- where a scrape reads files: a thread of each process that has batches ------------------------------
 
     def open(self) -> None:
-        """It is registered."""
+        """Register it. Raises ValueError: the names are taken."""
+        registry = self._registry()
+        if registry is not None:
+            registry.register(self)
+        self._is_open = True
         if self._is_shared:
             atexit.register(self.flush)
             self._arm()
 
     def close(self) -> None:
-        """It is registered no more."""
-        self._changes.close()
+        """See `Exporter`."""
+        self._is_open = False
+        registry = self._registry()
+        if registry is not None:
+            registry.unregister(self)
         if self._is_shared:
             atexit.unregister(self.flush)
             if self._disarm is not None:
                 self._disarm()
             self._disarm = None
             self._stopped.release()
-        self._is_shared = False
+            self._stopped = _closed_lock()  # a thread that is about to end has the former
 
     def _arm(self) -> None:
         self._disarm = observe(self._begin)
 
     def _begin(self, _: Batch) -> None:
         """The first batch of this process: begin to write, and look at no other."""
-        if self._disarm is not None:
-            self._disarm()
-            self._disarm = None
-            _native.start_thread("ubatch-metrics", partial(self._keep_writing, [True], self._stopped))
+        stopped = self._stopped  # before the look at _disarm: `close` may have both changed at any moment
+        disarm, self._disarm = self._disarm, None
+        if disarm is not None:
+            disarm()
+            _native.start_thread("ubatch-metrics", partial(self._keep_writing, [True], stopped))
 
     def _keep_writing(self, begin: list[bool], stopped: Any) -> None:
         try:
@@ -267,9 +251,9 @@ class _Exporter:
         """In the child: its thread comes with its first batch."""
         disarm = self._disarm
         self._renew()
-        if self._is_shared:
-            if disarm is not None:
-                disarm()
+        if disarm is not None:
+            disarm()
+        if self._is_shared and self._is_open:
             self._arm()
 
 
@@ -294,6 +278,12 @@ def _forked_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_forked_in_parent, after_in_child=_forked_in_child)
+
+
+def _closed_lock() -> Any:
+    lock = _native.allocate_lock()
+    lock.acquire()
+    return lock
 
 
 def _add_all(child: Any, histogram: Histogram) -> None:

@@ -323,6 +323,36 @@ def test_forks_of_forks(run, method):
     assert all_end(pids)
 
 
+def test_a_fork_while_a_child_is_started(run):
+    """By another thread, which is within `multiprocessing`'s locks at that moment: they are open in the fork."""
+    program = run(
+        """
+        from multiprocessing import resource_tracker as tracking
+        whole, within = tracking.ensure_running, threading.Event()
+        def slowly():
+            with tracking._resource_tracker._lock:
+                within.set()
+                time.sleep(0.3)
+            whole()
+        tracking.ensure_running = slowly
+        executor = ProcessExecutor(1)
+        starting = threading.Thread(target=executor.start)
+        starting.start()
+        within.wait()
+        fork = os.fork()
+        if not fork:
+            signal.alarm(20)
+            tracking.ensure_running = whole
+            os._exit(executor.call(aliens.add, 4))
+        assert os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) == 4
+        starting.join()
+        executor.shutdown()
+        """
+    )
+    _, stderr = program.communicate(timeout=60)
+    assert (stderr, program.returncode) == ("", 0)
+
+
 def test_a_handler_may_have_children_of_its_own(run):
     program = run(
         """

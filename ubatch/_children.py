@@ -48,14 +48,19 @@ METHODS = ("spawn", "forkserver", "fork")
 REAP = 1.0
 """Seconds that a child is given to end when its wire is closed; then it is killed."""
 
+FORK_WAIT = 5.0
+"""Seconds that a fork waits for a process that is being started, which takes some milliseconds."""
+
 MOST_VIEWS = 128
 """Blocks in use from which on arrays are copied out of them, here and in children, as each takes descriptors."""
 
 leaving: deque[Child] = deque()
 """Children that were dismissed, and have not been waited for."""
 
-# held while a process is started: one after another, as locks of `multiprocessing` that gevent patched do not bear more
+# held while a process is started: one after another, as locks of `multiprocessing` that gevent patched do not bear
+# more; and by a fork, as the forked process would find those closed for ever that another thread has at that moment
 _launching = _native.reentrant_lock()
+_forking: list[bool] = []  # for each fork that is on its way whether it has that
 _wires: weakref.WeakSet[Wire] = weakref.WeakSet()
 _serial = itertools.count(1)
 _theirs: dict[int, int] = {}  # descriptors that are a child's, while it is started, and the thread that does that
@@ -451,10 +456,20 @@ def reap(patience: float = 0.0, children: Iterable[Child] | None = None) -> None
             leaving.append(child)
 
 
+def _before_fork() -> None:
+    _forking.append(_launching.acquire(True, FORK_WAIT))
+
+
+def _after_fork_in_parent() -> None:
+    if _forking.pop():
+        _launching.release()
+
+
 def _after_fork_in_child() -> None:
     """Wires are the parent's, and so is the server that children are forked off."""
     global _launching
     _launching = _native.reentrant_lock()
+    _forking.clear()
     leaving.clear()
     for wire in list(_wires):
         with suppress(OSError):
@@ -472,4 +487,4 @@ def _after_fork_in_child() -> None:
         server.__init__()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

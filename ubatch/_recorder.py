@@ -99,7 +99,7 @@ class Recorder:
         # of each batch, one after another: its waits, packed; its duration; how many it could have had
         self._batches: list[Any] = []
         self._singles: list[Any] = []  # of each batch of one item: its wait, its duration, how many it could have had
-        self._held = 0  # times in the former, about: workers that come between each other may lose some
+        self._held = 0  # times in _batches, about: workers that come between each other may lose some
         self._folded = _Folded()
         self.heed(observers)
 

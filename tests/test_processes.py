@@ -543,6 +543,24 @@ def test_one_that_died_while_it_idled_fails_nobody(make):
     assert executor.stats.died == 1
 
 
+def test_one_that_died_after_its_answer_fails_nobody_and_is_counted(make, monkeypatch):
+    answered = _children.Child.call
+
+    def call_and_kill(self, *args):
+        answer = answered(self, *args)
+        monkeypatch.undo()
+        os.kill(self.pid, signal.SIGKILL)
+        eventually(lambda: not self.alive())
+        return answer
+
+    executor = make(1).start()
+    monkeypatch.setattr(_children.Child, "call", call_and_kill)
+    pid = executor.call(aliens.pid)
+    assert executor.stats.died == 1
+    assert executor.call(aliens.pid) != pid
+    assert executor.stats.died == 1
+
+
 def test_retries(make, tmp_path):
     executor = make(1, retries=1)
     assert executor.call(aliens.die_once, str(tmp_path / "died")) == "survived"

@@ -356,7 +356,6 @@ class Crew:
                     answer = mine[0].call(parcel, self._timeout, self._room)
                     break
                 except Ended as error:
-                    self._tally.died += 1
                     if not left or self._closed:
                         raise WorkerDied(name, str(error)) from None
                 finally:
@@ -391,8 +390,7 @@ class Crew:
                 self._claim(mine)
             if mine[0].alive():
                 return
-            self._tally.died += 1  # while it had nothing to do
-            self._give_back(mine)
+            self._give_back(mine)  # it died while it had nothing to do
         waiter = _Waiter(mine)
         missing = self._missing()
         if missing and monotonic() >= self._pause:
@@ -445,6 +443,7 @@ class Crew:
                     place = self._places.index(child)
                     self._places[place] = None
                 del self._busy[child]
+                self._tally.died += child.ended
             else:
                 while self._waiting:
                     waiter = self._waiting.popleft()

@@ -40,7 +40,7 @@ class ProcessStats(Frozen):
     calls: int
     """Calls that were answered."""
     died: int
-    """Children that died, but for those that could not start."""
+    """Children that died or were killed while they had work or waited for some; not those that could not start."""
     transfer: Histogram
     """Seconds that a call took beside the function itself: packing, waking, sending and unpacking, both ways."""
     handling: Histogram

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ubatch import UBatch
-from ubatch._driver import NEVER, Seat
+from ubatch._seats import NEVER, Seat
 
 RESULTS = Path(__file__).parent / "results"
 SUBMIT, BATCH = 0.3e-6, 25e-6  # targets: seconds for each submit, for each batch of 64

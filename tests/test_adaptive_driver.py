@@ -20,6 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ubatch._driver
+import ubatch._seats
+import ubatch._turns
 import ubatch._waiters
 from ubatch import UBatch
 from ubatch._policy import GREEDY_BATCHES, LIGHT, SAMPLE, STAGGER
@@ -75,7 +77,7 @@ class VirtualTime:
         """Wait until the worker can only go on if time does, or an item comes; until when it sleeps."""
 
         def settled() -> bool:
-            if batch._seat is ubatch._driver.NOBODY:
+            if batch._seat is ubatch._seats.NOBODY:
                 return True
             return self._sleep is not None and self.now < self._sleep[0] and not self._sleep[1]()
 
@@ -135,13 +137,13 @@ def batcher(
     """A batcher in virtual time, its clock and its handler."""
     clock = VirtualTime()
     handler = Handler(clock, a, c)
-    ring = ubatch._driver.Seat.ring
+    ring = ubatch._seats.Seat.ring
     with pytest.MonkeyPatch.context() as patch:
         for module in (ubatch._driver, ubatch._waiters):
             patch.setattr(module, "monotonic", clock)
-        patch.setattr(ubatch._driver, "IDLE_EXIT", 1e9)
-        patch.setattr(ubatch._driver.Seat, "pause", lambda seat, seconds: clock.pause(seat, seconds))
-        patch.setattr(ubatch._driver.Seat, "ring", lambda seat: clock.rung(ring, seat))
+        patch.setattr(ubatch._turns, "IDLE_EXIT", 1e9)
+        patch.setattr(ubatch._seats.Seat, "pause", lambda seat, seconds: clock.pause(seat, seconds))
+        patch.setattr(ubatch._seats.Seat, "ring", lambda seat: clock.rung(ring, seat))
         batch: UBatch[Any, Any] = UBatch(max_size, timeout, handler=handler)
         handler.batch = batch
         try:

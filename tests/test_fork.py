@@ -13,7 +13,7 @@ COMMON = """
 import faulthandler, logging, os, signal, sys, threading, time, traceback, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
 from ubatch import Stopped, UBatch, WorkerDied
-import ubatch._driver, ubatch._future, ubatch._waiters
+import ubatch._driver, ubatch._future, ubatch._turns, ubatch._waiters
 
 class Flag:
     "As threading.Event, but without a lock that could be held at a fork."
@@ -120,7 +120,7 @@ def test_fork_while_idle(run_python):
         COMMON
         + """
 for idle_exit in (10.0, 0.0):
-    ubatch._driver.IDLE_EXIT = idle_exit
+    ubatch._turns.IDLE_EXIT = idle_exit
     works()
     eventually(lambda: batch._seat.wake_at == (1 if idle_exit else 0))
     pid = fork(works)
@@ -790,7 +790,7 @@ random.seed({seed})
 """
         + """
 sys.setswitchinterval(1e-6)
-ubatch._driver.IDLE_EXIT = 0.0005
+ubatch._turns.IDLE_EXIT = 0.0005
 ending = False
 counts = [0] * 6
 batch = UBatch(8, handler=lambda items: [2 * item for item in items])

@@ -22,7 +22,7 @@ COMMON = """
 import faulthandler, gc, os, signal, sys, time
 import gevent, gevent.hub
 from gevent import monkey
-import ubatch, ubatch._driver, ubatch._native, ubatch._waiters
+import ubatch, ubatch._driver, ubatch._native, ubatch._turns, ubatch._waiters
 from ubatch import Stopped, UBatch, WorkerDied
 
 native_sleep = monkey.get_original("time", "sleep")
@@ -207,7 +207,7 @@ all_ways(batch)
 gevent.spawn(all_ways, batch).get()
 with UBatch(8, 0.01, handler=slowly) as held:
     assert held.ubatch(1) == 2
-ubatch._driver.IDLE_EXIT = 0.0
+ubatch._turns.IDLE_EXIT = 0.0
 all_ways(UBatch(8, handler=slowly))
 """
     )
@@ -638,7 +638,7 @@ for n in range(200):
 del batch
 eventually(lambda: threads() == 1)
 assert descriptors() == before, (before, descriptors())
-ubatch._driver.IDLE_EXIT = 0.0005
+ubatch._turns.IDLE_EXIT = 0.0005
 batch = UBatch(4, handler=patched)
 for n in range(100):
     assert batch.ubatch(n) == n

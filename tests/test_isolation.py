@@ -916,7 +916,7 @@ def test_all_256_bad(kind):
             frames = traceback.extract_tb(outcome.__traceback__)
             assert "raise ValueError(*sorted(bad))" in [frame.line for frame in frames]
             names = {frame.filename.rpartition("/")[2] for frame in frames}
-            assert names.isdisjoint({"_driver.py", "_loop.py", "_attempt.py", "_isolation.py"})
+            assert names.isdisjoint({"_driver.py", "_turns.py", "_loop.py", "_attempt.py", "_isolation.py"})
 
     in_loop(batch, main)
 

@@ -55,6 +55,7 @@ ROWS = (
     ("_executor", "_child"),
     ("_seats", "_options", "_future", "_streams", "_children"),
     ("_intake", "_crew"),
+    ("_turns",),
     ("_driver",),
     ("_faces",),
     ("core",),

@@ -17,6 +17,8 @@ from gates import FOREVER, PATIENCE, Gate, echo, eventually, in_thread, inject
 
 import ubatch._driver
 import ubatch._native
+import ubatch._seats
+import ubatch._turns
 from ubatch import (
     HandlerAlreadySet,
     HandlerFailed,
@@ -48,8 +50,8 @@ def test_no_thread_before_the_first_item():
         repr(batch)
         batch.max_size = 5
         assert threading.active_count() == before
-        assert batch._seat is ubatch._driver.NOBODY
-    assert batch._seat is ubatch._driver.NOBODY
+        assert batch._seat is ubatch._seats.NOBODY
+    assert batch._seat is ubatch._seats.NOBODY
 
 
 def test_two_steps():
@@ -73,7 +75,7 @@ def test_items_wait_in_order_for_the_start(gate):
     eventually(lambda: batch.stats.queued == 8)
     batch.set_handler(gate)
     futures += [batch.submit(n) for n in range(8, 10)]
-    assert batch._seat is ubatch._driver.NOBODY
+    assert batch._seat is ubatch._seats.NOBODY
     batch.start()
     assert [future.result(PATIENCE) for future in futures] == [*range(5), 8, 9]
     assert waiting.result(PATIENCE) == [5, 6, 7]
@@ -446,7 +448,7 @@ def test_stop_before_start_with_items_queued():
             future = batch.submit(1)
         assert batch.stop(drain) is True
         assert isinstance(future.exception(0), Stopped)
-        assert batch._seat is ubatch._driver.NOBODY
+        assert batch._seat is ubatch._seats.NOBODY
         with pytest.raises(Stopped):
             batch.submit(2)
     for drain in (True, False):
@@ -748,17 +750,17 @@ def test_a_del_while_the_thread_holds_the_locks_of_threading():
 
 def test_the_collection_comes_upon_the_hiring_of_a_worker(monkeypatch):
     """A `stop`, or a call, within the very `submit` that starts the thread ends: it starts the thread itself."""
-    start = ubatch._driver._start
+    start = ubatch._turns._start
     for inner in ("stop", "ubatch", "map"):
         batch: UBatch[Any, Any] = UBatch(handler=echo)
         said: list[Any] = []
 
         def interrupted(*args: Any, batch: Any = batch, inner: str = inner, said: Any = said) -> None:
-            monkeypatch.setattr(ubatch._driver, "_start", start)
+            monkeypatch.setattr(ubatch._turns, "_start", start)
             said.append(getattr(batch, inner)(*{"stop": (), "ubatch": (5,), "map": ([5, 6],)}[inner]))
             start(*args)
 
-        monkeypatch.setattr(ubatch._driver, "_start", interrupted)
+        monkeypatch.setattr(ubatch._turns, "_start", interrupted)
         assert in_thread(batch.ubatch, 1).result(PATIENCE) == 1
         assert said == [{"stop": True, "ubatch": 5, "map": [5, 6]}[inner]]
         batch.stop()
@@ -867,10 +869,10 @@ def test_submit_in_a_signal_handler(run_python):
     run_python(
         """
         import signal, time
-        import ubatch._driver
+        import ubatch._turns
         from ubatch import UBatch
 
-        ubatch._driver.IDLE_EXIT = 0.0
+        ubatch._turns.IDLE_EXIT = 0.0
         batch = UBatch(4, handler=lambda items: items)
         futures = []
         signal.signal(signal.SIGALRM, lambda *_: futures.append(batch.submit("signal")))
@@ -939,11 +941,11 @@ def test_interrupts_again_and_again(run_python):
     run_python(
         """
         import os, signal, sys, threading, time
-        import ubatch._driver
+        import ubatch._turns
         from ubatch import UBatch
 
         sys.setswitchinterval(1e-5)
-        ubatch._driver.IDLE_EXIT = 0.001
+        ubatch._turns.IDLE_EXIT = 0.001
         batch = UBatch(16, handler=lambda items: [2 * item for item in items])
         armed = ending = False
         interrupts = 0

@@ -14,6 +14,8 @@ import pytest
 from gates import FOREVER, PATIENCE, Gate, eventually, results
 
 import ubatch._driver
+import ubatch._seats
+import ubatch._turns
 import ubatch._waiters
 from ubatch import UBatch
 
@@ -664,7 +666,7 @@ def test_a_batcher_forgotten_with_work_left_does_it_first(gate):
 
 def test_an_idle_worker_ends_and_comes_back(monkeypatch, hurry):
     """After a time without items the thread ends; the next item starts another; none is lost in between."""
-    monkeypatch.setattr(ubatch._driver, "IDLE_EXIT", 0.0)
+    monkeypatch.setattr(ubatch._turns, "IDLE_EXIT", 0.0)
     threads: set[int] = set()
 
     def handler(items: list[int]) -> list[int]:
@@ -685,8 +687,8 @@ def test_an_idle_worker_ends_and_comes_back(monkeypatch, hurry):
         for caller in callers:
             caller.join(PATIENCE)
             assert not caller.is_alive()
-        eventually(lambda: batch._seat is ubatch._driver.NOBODY)
-        monkeypatch.setattr(ubatch._driver, "IDLE_EXIT", 10.0)
+        eventually(lambda: batch._seat is ubatch._seats.NOBODY)
+        monkeypatch.setattr(ubatch._turns, "IDLE_EXIT", 10.0)
         assert batch.ubatch(1) == 1
     assert batch.stats.items == 301
     assert len(threads) > 1

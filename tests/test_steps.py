@@ -26,10 +26,14 @@ from typing import Any
 import pytest
 from gates import FOREVER, PATIENCE, eventually, in_thread
 
-import ubatch._driver
+import ubatch._seats
+import ubatch._turns
 from ubatch import Stopped, UBatch
 
-ROOMS = {str(Path(ubatch.__file__).parent / name) for name in ("_driver.py", "_intake.py", "_seats.py", "core.py")}
+ROOMS = {
+    str(Path(ubatch.__file__).parent / name)
+    for name in ("_driver.py", "_intake.py", "_seats.py", "_turns.py", "core.py")
+}
 MOMENT = 0.004  # seconds that a stopped thread waits for another, which may in turn wait for it
 
 
@@ -159,7 +163,7 @@ class World:
         self.wait()
         assert self.gives_up or not any(future.exception() for future in again)
         assert in_thread(batch.stop).result(PATIENCE) is True
-        assert batch._seat is ubatch._driver.NOBODY
+        assert batch._seat is ubatch._seats.NOBODY
         assert not batch._crew
         assert not batch._idle
         assert not batch._threads
@@ -191,7 +195,7 @@ def _nothing_else_comes_between() -> Iterator[None]:
 @pytest.mark.parametrize("who", ["another thread, a worker", "another thread, a caller", "a signal handler, a caller"])
 def test_at_each_step(monkeypatch, who, what):
     """Who comes between the steps of whom, and what he does there."""
-    monkeypatch.setattr(ubatch._driver, "IDLE_EXIT", FOREVER)  # nobody goes unasked, and nobody looks by chance
+    monkeypatch.setattr(ubatch._turns, "IDLE_EXIT", FOREVER)  # nobody goes unasked, and nobody looks by chance
     reached = True
     for step in itertools.count():
         world = World()

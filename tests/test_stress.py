@@ -74,7 +74,7 @@ if PATCHED:
 import os, random, sys, time
 import gevent
 from gevent import monkey
-import ubatch._driver
+import ubatch._turns
 from ubatch import Stopped, UBatch
 
 sys.setswitchinterval(1e-5)
@@ -141,7 +141,7 @@ def stops():
         batch.max_size = chance.randrange(1, 32)
         batch.timeout = chance.choice((None, 0, 0.001))
         batch.workers = chance.choice((1, 1, 2, 3))
-        ubatch._driver.IDLE_EXIT = chance.choice((0.0, 0.001, 10.0))
+        ubatch._turns.IDLE_EXIT = chance.choice((0.0, 0.001, 10.0))
 
 before = len(os.listdir("/proc/self/fd"))
 for number in (1, 2):

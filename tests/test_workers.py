@@ -15,6 +15,8 @@ import pytest
 from gates import FOREVER, PATIENCE, Gate, echo, eventually, in_thread, inject, results
 
 import ubatch._driver
+import ubatch._seats
+import ubatch._turns
 from ubatch import Stopped, UBatch, WorkerDied, aio, cached
 
 KINDS = ("threads", "tasks")
@@ -376,13 +378,13 @@ def test_one_at_a_time_talks_to_the_policy(hurry):
 
 def test_all_workers_go_when_they_have_idled(monkeypatch):
     """No thread is left after a time without items; the next item brings one again."""
-    monkeypatch.setattr(ubatch._driver, "IDLE_EXIT", 0.02)
+    monkeypatch.setattr(ubatch._turns, "IDLE_EXIT", 0.02)
     crowd = Crowd(0.002)
     batch: UBatch[Any, Any] = UBatch(1, 0, handler=crowd, workers=3)
     for _ in range(3):
         results([batch.submit(n) for n in range(30)])
         eventually(lambda: not batch._crew)
-        assert batch._seat is ubatch._driver.NOBODY
+        assert batch._seat is ubatch._seats.NOBODY
         assert not batch._idle
         assert not batch._threads
     assert crowd.most > 1
@@ -518,7 +520,7 @@ def test_a_worker_that_is_killed_while_it_idles(caplog):
 
 def test_threads_that_cannot_be_started(monkeypatch):
     """The workers that there are do it all; nothing fails, and nothing is lost."""
-    start = ubatch._driver._start
+    start = ubatch._turns._start
     started: list[Any] = []
 
     def limited(driver: Any, seat: Any) -> None:
@@ -527,7 +529,7 @@ def test_threads_that_cannot_be_started(monkeypatch):
         started.append(seat)
         start(driver, seat)
 
-    monkeypatch.setattr(ubatch._driver, "_start", limited)
+    monkeypatch.setattr(ubatch._turns, "_start", limited)
     crowd = Crowd(0.001)
     with UBatch(2, 0, handler=crowd, workers=4) as batch:
         callers = [in_thread(lambda: [batch.ubatch(n) for n in range(50)]) for _ in range(6)]
@@ -733,7 +735,7 @@ def test_every_item_resolves_once(hurry, seed, monkeypatch):
             elif what < 0.6:
                 batch.reconfigure(workers=rng.randrange(1, 5), timeout=rng.choice([None, 0, 0.001]))
             else:
-                monkeypatch.setattr(ubatch._driver, "IDLE_EXIT", rng.choice([0.0, 0.001, 10.0]))
+                monkeypatch.setattr(ubatch._turns, "IDLE_EXIT", rng.choice([0.0, 0.001, 10.0]))
             time.sleep(rng.random() * 0.01)
 
     workers = [in_thread(work, random.Random(seed + n)) for n in range(8)]

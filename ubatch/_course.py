@@ -11,7 +11,7 @@ Guarantees:
 How stop and start come by each other. Both decide under the trips' `life`, where the course is opened and closed, and
 its batchers with it. A stop that goes on to the next step does so only if the course has not been opened since.
 
-Assumptions: as in `_driver`. No other lock is taken under `life`, as its thread may hold one: a signal handler that has
+Assumptions: as in `_turns`. No other lock is taken under `life`, as its thread may hold one: a signal handler that has
 come upon it there.
 """
 

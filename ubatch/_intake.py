@@ -11,7 +11,7 @@ after `_lock`, never before. Tickets are claimed, told and delivered without it,
 Whoever takes items out of a bounded queue lets in those who wait for room; a deadline's caller leaves by itself, or a
 timer of its loop or the alarm's thread tells it, and the worker passes over what has expired.
 
-Assumptions: as in `_driver`, which has the other half, and says how no wake-up is lost.
+Assumptions: as in `_turns`, which also says how no wake-up is lost.
 """
 
 from __future__ import annotations

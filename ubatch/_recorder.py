@@ -11,7 +11,7 @@ Guarantees:
 - No item, result or exception is kept. No user code runs while a lock is held.
 
 How. Recording is one `extend` of one of two lists, which is atomic. Folding is done by whoever holds `_folding`: it
-copies the lists, works out the new histograms beside the old ones, and then, in one step (see `_driver`), puts them in
+copies the lists, works out the new histograms beside the old ones, and then, in one step (see `_turns`), puts them in
 their place and takes off what it has copied, while others append behind it. So a look from within a fold, further up on
 the same stack, sees what was folded before, and a fold that a signal handler's exception ends has not been.
 

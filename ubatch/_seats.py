@@ -62,7 +62,7 @@ class Seat:
             return False
 
     def wake(self, driver: Any) -> None:
-        self.strong = driver  # before the release; see `_driver`
+        self.strong = driver  # before the release; see `_turns`
         self.ring()
 
     def ring(self) -> None:

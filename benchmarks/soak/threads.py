@@ -15,7 +15,7 @@ from concurrent.futures import CancelledError, Future
 from typing import Any
 
 import ubatch
-import ubatch._driver
+import ubatch._turns
 
 from .course import PATIENCE, Course
 from .ledger import MAX_WEIGHT, REFUSED, SHARED, ItemError, Ledger, key, value, weight
@@ -217,7 +217,7 @@ class Threads(Course):
         self.batch.timeout = chance.choice((None, None, 0, 0.0005, 0.003))
         if self.special:
             self.batch.reconfigure(max_queue=chance.choice((None, 20, 50, 200)), workers=chance.choice((1, 1, 2, 4)))
-        ubatch._driver.IDLE_EXIT = chance.choice((10.0, 0.0, 0.0002))
+        ubatch._turns.IDLE_EXIT = chance.choice((10.0, 0.0, 0.0002))
         repr(self.batch)
 
     def forgets(self, chance: random.Random) -> None:
@@ -247,7 +247,7 @@ class Threads(Course):
                 while any(item % bad == 0 for bad in (97, 499, 1009, 1511)):
                     item += 1
                 self.ledger.unseen.add(item)
-                ubatch._driver.IDLE_EXIT = 10.0
+                ubatch._turns.IDLE_EXIT = 10.0
                 while True:
                     try:
                         assert self.batch.ubatch(item) == value(item)

@@ -7,29 +7,22 @@ How it is known that a process is there: by a descriptor of the process itself, 
 waited for together with the wire. So neither descriptors that others have inherited, nor whoever else waits for our
 children, nor gevent's patches can mislead. Then it is but not known how it ended.
 
-Assumptions: one thread at a time owns a child. A process that is forked off this one closes what it has of children's
-and their parent's ends; if it is forked in the very moment in which these are made, it keeps them for as long as it is.
+Assumptions: one thread at a time owns a child. How it is started, and what forks do to it: see `_starts`.
 """
 
 from __future__ import annotations
 
-import _socket
-import itertools
 import os
 import signal
-import sys
-import weakref
 from collections import deque
-from contextlib import contextmanager, suppress
-from functools import partial
-from importlib import import_module
+from contextlib import contextmanager
 
-from . import _child, _native
+from . import _native
 from ._native import monotonic
-from ._parcels import Unpackable, pack, unpack
-from ._records import heard, logged
+from ._parcels import unpack
+from ._records import heard
 from ._shm import pool
-from ._wire import MOST_DESCRIPTORS, Wire
+from ._wire import MOST_DESCRIPTORS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,31 +32,18 @@ if TYPE_CHECKING:
 
     from ._parcels import Parcel
     from ._shm import Block
+    from ._starts import Setup
 
     Room: TypeAlias = tuple[Block, memoryview]
 
-METHODS = ("spawn", "forkserver", "fork")
-"""How children can be started; see `multiprocessing`."""
-
 REAP = 1.0
 """Seconds that a child is given to end when its wire is closed; then it is killed."""
-
-FORK_WAIT = 5.0
-"""Seconds that a fork waits for a process that is being started, which takes some milliseconds."""
 
 MOST_VIEWS = 128
 """Blocks in use from which on arrays are copied out of them, here and in children, as each takes descriptors."""
 
 leaving: deque[Child] = deque()
 """Children that were dismissed, and have not been waited for."""
-
-# held while a process is started: one after another, as locks of `multiprocessing` that gevent patched do not bear
-# more; and by a fork, as the forked process would find those closed for ever that another thread has at that moment
-_launching = _native.reentrant_lock()
-_forking: list[bool] = []  # for each fork that is on its way whether it has that
-_wires: weakref.WeakSet[Wire] = weakref.WeakSet()
-_serial = itertools.count(1)
-_theirs: dict[int, int] = {}  # descriptors that are a child's, while it is started, and the thread that does that
 
 
 class Ended(Exception):
@@ -79,82 +59,6 @@ class RemoteTraceback(Exception):
 
     def __str__(self) -> str:
         return f'\n"""\n{self.text}"""'
-
-
-class Setup:
-    """How children are started, and what they do then.
-
-    Args:
-        method: one of `METHODS`.
-        prepare: called in each child first of all.
-        timeout: seconds that it may take until a child is ready.
-        writable: whether arrays that come in may be written to.
-    """
-
-    def __init__(self, method: str, prepare: Callable[[], object], timeout: float, writable: bool) -> None:
-        self.method = method
-        self.timeout = timeout
-        self.writable = writable
-        self._inherited = prepare if method == "fork" else None  # it need not be pickled then
-        self._first = partial(_child.prepared, None if method == "fork" else prepare)
-        # here, not in the threads that start children: gevent patches the lock of imports, too
-        module = {"spawn": "popen_spawn_posix", "forkserver": "popen_forkserver", "fork": "popen_fork"}[method]
-        for name in ("connection", "process", "resource_tracker", "spawn", module):
-            import_module(f"multiprocessing.{name}")
-
-    def first(self) -> Parcel:
-        """The first call of a child. Raises Exception: it cannot be pickled."""
-        try:
-            return pack((logged(self._first), (), {}), pool, pool.take)
-        except Unpackable as error:
-            raise error.__cause__ or error from None
-
-    def start(self, name: str) -> tuple[BaseProcess, Wire]:
-        """A new process, and the wire to it. Raises Exception: it cannot be started."""
-        with _launching:
-            return self._launched(name)
-
-    def _launched(self, name: str) -> tuple[BaseProcess, Wire]:
-        import multiprocessing.process
-        from multiprocessing import resource_tracker
-        from multiprocessing.connection import Connection
-
-        context: Any = multiprocessing.get_context(self.method)
-        # what serves others as well is not to inherit what is blocked below; nor is it to unblock it
-        if self.method != "fork":
-            resource_tracker.ensure_running()
-        if self.method == "forkserver":
-            from multiprocessing import forkserver
-
-            forkserver.ensure_running()
-        ours, theirs = _socket.socketpair()
-        wire = Wire(ours)
-        _wires.add(wire)
-        end = Connection(theirs.detach())
-        _theirs[end.fileno()] = _native.get_ident()
-        # an interrupt from the terminal is not for it, even before it can say so: it inherits what is blocked here
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            # not daemonic: it may have children of its own
-            process: BaseProcess = context.Process(
-                target=_child.main,
-                args=(end, self.writable, self._inherited),
-                name=f"{name}-{next(_serial)}",
-                daemon=False,
-            )
-            try:
-                process.start()
-            finally:
-                # ours to wait for: `multiprocessing` would do so at exit, also in a process that is forked off this one
-                getattr(multiprocessing.process, "_children", set()).discard(process)
-        except BaseException:
-            wire.close()
-            raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            del _theirs[end.fileno()]
-            end.close()
-        return process, wire
 
 
 class Child:
@@ -456,35 +360,4 @@ def reap(patience: float = 0.0, children: Iterable[Child] | None = None) -> None
             leaving.append(child)
 
 
-def _before_fork() -> None:
-    _forking.append(_launching.acquire(True, FORK_WAIT))
-
-
-def _after_fork_in_parent() -> None:
-    if _forking.pop():
-        _launching.release()
-
-
-def _after_fork_in_child() -> None:
-    """Wires are the parent's, and so is the server that children are forked off."""
-    global _launching
-    _launching = _native.reentrant_lock()
-    _forking.clear()
-    leaving.clear()
-    for wire in list(_wires):
-        with suppress(OSError):
-            wire.abandon()
-    _wires.clear()
-    for descriptor, thread in list(_theirs.items()):
-        if thread != _native.get_ident():  # else this is the very child that it is for
-            with suppress(OSError):
-                os.close(descriptor)
-            del _theirs[descriptor]
-    server: Any = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
-    if server is not None and server._forkserver_alive_fd is not None:  # as of Python 3.10 to 3.13; a test holds that
-        with suppress(OSError):
-            os.close(server._forkserver_alive_fd)
-        server.__init__()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+os.register_at_fork(after_in_child=leaving.clear)

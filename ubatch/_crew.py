@@ -28,7 +28,7 @@ from collections import deque
 from functools import partial
 
 from . import _native
-from ._children import Child, Ended, Setup, outcome, reap
+from ._children import Child, Ended, outcome, reap
 from ._native import monotonic
 from ._parcels import pack
 from ._process_stats import ProcessStats
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from ._parcels import Parcel
     from ._shm import Block
+    from ._starts import Setup
 
 FIRST_PAUSE = 0.1
 """Seconds until a child is started again after one that could not start; doubled each time."""

@@ -16,13 +16,14 @@ from concurrent.futures import Executor
 from functools import partial
 
 from . import _native
-from ._children import METHODS, RemoteTraceback, Setup
+from ._children import RemoteTraceback
 from ._crew import Crew, settle
 from ._options import checked_limit, checked_name, checked_timeout, checked_workers
 from ._parcels import Unpackable
 from ._process_stats import ChildStats, ProcessStats
 from ._records import heard, logged
 from ._stacks import stack
+from ._starts import METHODS, Setup
 from ._typing import TypeVar
 from ._waiters import blocking, deliver
 from .core import UBatch

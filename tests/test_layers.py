@@ -61,8 +61,9 @@ ROWS = (
     ("core",),
     ("decorators", "_loop", "_flights", "processes", "_trips"),
     ("_loop_faces", "inference", "_stations", "_steps"),
-    ("aio", "_course"),
-    ("aio.inference",),
+    ("aio.core", "_course"),
+    ("aio.decorators",),
+    ("aio", "aio.inference"),
     ("_cached", "metrics", "flow"),
     ("__init__",),
 )
@@ -75,6 +76,8 @@ LAZY = {
     "_loop",
     "_loop_faces",
     "aio",
+    "aio.core",
+    "aio.decorators",
     "aio.inference",
 }  # rooms that are loaded at first use, with the event loop that they are about
 DEFERRED = {"asyncio", "multiprocessing", "gevent", "numpy", "torch"}  # imported only where they are used

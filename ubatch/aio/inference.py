@@ -16,7 +16,8 @@ from ubatch._typing import Generic, TypeVar, overload
 from ubatch.decorators import Bound, Decorated, decorate, for_many
 from ubatch.inference import Collating, Stacked, batcher_options, divided, given, name_of, restored, without
 
-from . import UBatch, _Faces
+from .core import UBatch
+from .decorators import _Faces
 
 U = TypeVar("U")
 

@@ -320,7 +320,8 @@ class Virtual:
         self.selector = Instant()
         self.loop = asyncio.SelectorEventLoop(self.selector)
         monkeypatch.setattr(self.loop, "time", lambda: self.selector.now)
-        monkeypatch.setattr("ubatch._loop.monotonic", lambda: self.selector.now)
+        for room in ("_loop", "_loop_intake"):
+            monkeypatch.setattr(f"ubatch.{room}.monotonic", lambda: self.selector.now)
 
     @property
     def now(self) -> float:

@@ -54,7 +54,7 @@ ROWS = (
     ("_waiters", "_records"),
     ("_executor", "_child"),
     ("_seats", "_options", "_future", "_streams", "_starts"),
-    ("_intake", "_children"),
+    ("_intake", "_loop_intake", "_children"),
     ("_turns", "_crew"),
     ("_driver",),
     ("_faces",),
@@ -74,6 +74,7 @@ PURE |= {"_buckets", "_histogram", "_process_stats"}
 IMPURE = {"threading", "_thread", "time", "asyncio", "gevent", "_native"}  # time comes as an argument
 LAZY = {
     "_loop",
+    "_loop_intake",
     "_loop_faces",
     "aio",
     "aio.core",

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable
     from typing import Any
 
-    from ._loop import Home, Job
+    from ._loop import Home
+    from ._loop_intake import Job
 
 T = TypeVar("T")
 U = TypeVar("U")

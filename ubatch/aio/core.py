@@ -11,8 +11,9 @@ from asyncio import get_running_loop
 
 from ubatch import _native, _observing
 from ubatch._binding import Binder, is_coroutine_function
-from ubatch._loop import Home, Job, serving
+from ubatch._loop import Home, serving
 from ubatch._loop_faces import Faces
+from ubatch._loop_intake import Job
 from ubatch._observing import Observed
 from ubatch._options import (
     checked_changes,

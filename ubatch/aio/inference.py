@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol, TypeAlias
 
     from ubatch._collate import Example
-    from ubatch._loop import Ticket
+    from ubatch._loop_intake import Ticket
     from ubatch._terms import Asked
     from ubatch._typing import AnyHandler, Unpack
     from ubatch.inference import Features, InferenceOptions

@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -186,6 +187,7 @@ POOL = ThreadPoolExecutor
         (lambda: Flow(double, deadline=0), ValueError, "deadline .* not 0"),
         (lambda: Flow(Step(double, name="a"), Step(echo, name="a")), ValueError, "different names, not 'a'"),
         (lambda: Flow(double, lambda *, items: items), TypeError, "without arguments: missing .* 'items'"),
+        (lambda: Step(partial(object)), TypeError, "cannot be called"),
         (lambda: Step(Needy), TypeError, "Needy.* without arguments: missing .* 'path'"),
         (lambda: Flow(double, lambda a, b: a), TypeError, "must take one argument"),
         (lambda: Step(coroutine), TypeError, "coroutine function"),
@@ -677,6 +679,18 @@ def test_a_deadline_that_passes_in_a_batch_goes_no_further(gate):
     assert seen == ["in time"]
 
 
+def test_a_step_leaves_the_steps_behind_the_time_that_they_need():
+    """As much as their batches took so far, and half as much again: a result is there in time, each time."""
+
+    def slow(items):
+        time.sleep(0.2)
+        return items
+
+    with Flow(Step(echo, timeout=FOREVER), slow, Step(echo, timeout=FOREVER), deadline=1.0) as flow:
+        assert [flow.ubatch(n) for n in range(3)] == [0, 1, 2]
+        assert flow.stats.steps[0].batches.deadline == 3
+
+
 def test_a_deadline_in_the_past_is_refused_at_once():
     """Nothing of it is accepted."""
     with Flow(double) as flow:
@@ -838,6 +852,28 @@ def test_a_full_first_step_lets_wait(gate):
         assert results([first, second]) == [0, 2]
         assert submitted.result(PATIENCE).result(PATIENCE) == 4
         assert mapped.result(PATIENCE) == [6, 8]
+
+
+def test_a_cancelled_item_makes_room_at_its_step(gate):
+    """At once, before any worker looks: at the first step and at a later one."""
+    with Flow(Step(gate, timeout=0, max_queue=1), double) as flow:
+        first = flow.submit(0)
+        gate.wait_for_batch()
+        assert flow.submit(1).cancel()
+        last = flow.submit(2)
+        gate.opened.set()
+        assert results([first, last]) == [0, 4]
+    later = Gate()
+    with Flow(Step(echo, timeout=0), Step(later, timeout=0, max_queue=1)) as flow:
+        first = flow.submit(0)
+        later.wait_for_batch()
+        task = flow.submit(1)
+        eventually(lambda: flow.stats.steps[1].batches.queued == 1)
+        flow._leave([task])
+        last = flow.submit(2)
+        eventually(lambda: flow.stats.steps[1].batches.queued == 1)
+        later.opened.set()
+        assert results([first, last]) == [0, 2]
 
 
 def test_who_passes_the_first_step_by_is_let_in_or_refused_by_the_next(gate):
@@ -1279,6 +1315,31 @@ def test_stats():
         stats.running = 1  # type: ignore[misc]
 
 
+def test_the_difference_of_two_snapshots():
+    """What was done between them, in the flow and at each step; not of another flow, nor the other way round."""
+
+    def picky(items):
+        return [KeyError(item) if item == 3 else item for item in items]
+
+    with Flow(double, picky, name="images") as flow, Flow(double, name="others") as other:
+        flow.map([1, 2])
+        before = flow.stats
+        flow.submit(1.5).exception(PATIENCE)
+        flow.map([3, 4])
+        change = flow.stats - before
+        assert (change.items, change.errors, change.error_types) == (3, 1, (("KeyError", 1),))
+        assert [step.batches.items for step in change.steps] == [3, 3]
+        assert change.steps[1].batches.errors == 1
+        assert (flow.stats - flow.stats).items == 0
+        for later, earlier in ((before, flow.stats), (other.stats, before), (flow.stats, other.stats)):
+            with pytest.raises(ValueError, match="an earlier snapshot"):
+                later - earlier
+        with pytest.raises(ValueError, match=r"'images.picky' .* 'images.double'"):
+            before.steps[0] - before.steps[1]
+        with pytest.raises(TypeError):
+            before - 3  # type: ignore[operator]
+
+
 def test_observers_see_each_step():
     """Under the step's name, whether of all batchers or of one."""
     seen: list[Any] = []
@@ -1317,6 +1378,45 @@ def test_traces_link_each_step_to_the_caller():
         assert flow.map([1, 7]) == [3, 8]
         end()
     assert sorted(contexts for _, contexts in begun) in ([["me"], ["me"]], [["me", "me"]])
+
+
+def test_each_step_has_a_context_of_its_own():
+    """A tracer may be in that of one step when the next begins."""
+    inside, begun = threading.Event(), threading.Event()
+
+    class Tracer:
+        def begin(self, batcher, contexts):
+            if batcher.endswith("second"):
+                assert inside.wait(PATIENCE)
+                contexts[0].run(begun.set)
+            self.contexts = contexts
+            return self if batcher.endswith("second") else First(contexts)
+
+        def leave(self):
+            pass
+
+        def end(self, batch):
+            pass
+
+    class First:
+        def __init__(self, contexts):
+            self.contexts = contexts
+
+        def leave(self):
+            pass
+
+        def end(self, batch):
+            def stay():
+                inside.set()
+                return begun.wait(PATIENCE)
+
+            assert self.contexts[0].run(stay)
+
+    with Flow(Step(echo, name="first"), Step(echo, name="second")) as flow:
+        end = ubatch.observe(Tracer())
+        assert flow.ubatch(1) == 1
+        end()
+    assert begun.is_set()
 
 
 # -- races ---------------------------------------------------------------------------------------------------

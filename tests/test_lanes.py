@@ -87,11 +87,13 @@ class Model(RuleBasedStateMachine):
         weight=st.sampled_from([0.0, 1.0, 3.0, 6.0, 9.0, 12.0]),
         deadline=st.sampled_from([INFINITE, INFINITE, 0.3, 2.0]),
         late=st.sampled_from([0.0, 0.0, 0.05]),
+        behind=st.sampled_from([0.0, 0.0, 1.5]),
     )
-    def append(self, key, priority, weight, deadline, late):
+    def append(self, key, priority, weight, deadline, late, behind):
         item = item_for(
             self.rules, len(self.all), self.now - late, weight, key=key, priority=priority, deadline=deadline
         )
+        item.terms.behind = behind
         self.latest = item.since = max(self.latest, item.arrived)
         self.all.append(item)
         self.queue.append(item)
@@ -145,21 +147,21 @@ class Model(RuleBasedStateMachine):
     def looked_at(self, lane, most):
         """The next items that count, those between them thrown away; as many as go together, or `most` to choose from.
 
-        Where something has expired, it is looked ahead for what need not be late.
+        Where something was due before now, it is looked ahead for what need not be late.
         """
-        found = []
+        found, late = [], []
         looks_ahead = None
         for item in lane:
             if not self.counts(item):
                 self.throw_away(item)
                 continue
             if looks_ahead is None:
-                looks_ahead = any(other.terms.expires <= self.now for other in self.queue)
+                looks_ahead = any(other.terms.due <= self.now for other in self.queue)
             weight = sum(one.terms.weight for one in [*found, item])
             if len(found) == most or (found and not looks_ahead and weight > self.max_weight):
                 break
-            found.append(item)
-        return found
+            (late if item.terms.due <= self.now else found).append(item)
+        return [*found, *late][:most]
 
     @rule(most=st.integers(1, 6))
     def purge(self, most):
@@ -207,7 +209,7 @@ class Model(RuleBasedStateMachine):
     @invariant()
     def the_tightest_is_the_tightest(self):
         self.lanes._sort(self.now)
-        assert self.lanes.tightest == min((item.terms.expires for item in self.queue), default=INFINITE)
+        assert self.lanes.tightest == min((item.terms.due for item in self.queue), default=INFINITE)
 
 
 class ModelWithoutAging(Model):
@@ -375,7 +377,7 @@ def test_a_thousand_keys_that_fell_idle_leave_nothing_behind():
         lanes.take(8, [], 0.0)
     lanes._check()
     assert len(lanes._lanes) == 0
-    assert len(lanes._turns) + len(lanes._ages) + len(lanes._expiries) < 300
+    assert len(lanes._turns) + len(lanes._ages) + len(lanes._dues) < 300
 
 
 # -- holding --------------------------------------------------------------------------------------------------
@@ -437,6 +439,23 @@ def test_a_hold_ends_in_time_for_a_deadline():
     assert lanes.tight == 5.0
     assert lanes.hold(policy, 4.9, 64) is None
     assert policy.reason == "deadline"
+
+
+def test_a_hold_leaves_the_time_that_is_needed_behind():
+    """It says so of the batch; what has expired is another matter."""
+    rules, policy = rules_with(), Window(10.0)
+    policy.observe()
+    policy.finished(0.0, 1, 0.2, 0)
+    item = item_for(rules, 0, 0.0, deadline=4.0)
+    item.terms.behind = 1.0
+    lanes = lanes_of(rules, item)
+    assert lanes.hold(policy, 0.0, 64).until == pytest.approx(4.0 - 1.0 - 1.5 * policy.cost.predict(1))
+    assert lanes.tight == 3.0
+    assert lanes.hold(policy, 3.9, 64) is None
+    assert not lanes.expired
+    batch = []
+    lanes.take(64, batch, 3.9)
+    assert numbers(batch) == [0]
 
 
 def test_items_that_would_be_late_go_only_where_there_is_room():

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -386,6 +387,9 @@ def test_a_handler_that_lives_in_the_children(make):
     [
         (aliens.Model, True),
         (aliens.make_model, True),
+        (partial(aliens.Lens, "path"), True),
+        (partial(partial(aliens.Lens, "path"), device="gpu"), True),
+        (partial(max, 3), False),
         (lambda *, path="x": aliens.Model(), True),
         (aliens.sums, False),
         (aliens.Model(3), False),

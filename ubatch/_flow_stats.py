@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._histogram import Frozen
+from .stats import types_since
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +32,14 @@ class StepStats(Frozen):
     def asdict(self) -> dict[str, Any]:
         """The numbers of `batches` by name, and the name."""
         return {"name": self.name, **self.batches.asdict()}
+
+    def __sub__(self, before: StepStats) -> StepStats:
+        """What was done since an earlier snapshot. Raises ValueError: it is not an earlier one of this step."""
+        if not isinstance(before, StepStats):
+            return NotImplemented
+        if self.name != before.name:
+            raise ValueError(f"a snapshot of step {before.name!r} cannot be taken from one of {self.name!r}")
+        return StepStats(name=self.name, batches=self.batches - before.batches)
 
     def __repr__(self) -> str:
         return f"StepStats(name={self.name!r}, batches={self.batches!r})"
@@ -74,11 +83,34 @@ class FlowStats(Frozen):
     def asdict(self) -> dict[str, Any]:
         """The numbers by name; histograms, errors and steps are dictionaries of their own."""
         values = {name: getattr(self, name) for name in ("submitted", "running", "items", "errors")}
-        values |= {name: getattr(self, name) for name in ("cancelled", "expired", "rejected")}
+        values |= {name: getattr(self, name) for name in _UNSERVED}
         values |= {"error_types": dict(self.error_types), "time": self.time.asdict()}
         return {**values, "steps": [step.asdict() for step in self.steps]}
+
+    def __sub__(self, before: FlowStats) -> FlowStats:
+        """What was done since an earlier snapshot. Raises ValueError: it is not an earlier one of this flow."""
+        if not isinstance(before, FlowStats):
+            return NotImplemented
+        try:
+            counts = {name: getattr(self, name) - getattr(before, name) for name in _UNSERVED}
+            if min(counts.values()) < 0:
+                raise ValueError("a count has become less")
+            return FlowStats(
+                **counts,
+                running=self.running,
+                time=self.time - before.time,
+                error_types=types_since(self.error_types, before.error_types),
+                steps=tuple(now - then for now, then in zip(self.steps, before.steps, strict=True)),
+            )
+        except ValueError as error:  # of a histogram, or a step, it may be
+            raise ValueError(
+                "only an earlier snapshot can be taken from a later one, of the same flow, in the same process"
+            ) from error
 
     def __repr__(self) -> str:
         shown = {name: getattr(self, name) for name in ("submitted", "running", "items", "errors")}
         shown |= self._values()
         return f"FlowStats({', '.join(f'{name}={value}' for name, value in shown.items())})"
+
+
+_UNSERVED = ("cancelled", "expired", "rejected")

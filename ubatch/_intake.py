@@ -117,13 +117,13 @@ class Intake:
         if not self._enter(tickets, special, expires, special and self._rules.block and self._may_block()):
             raise QueueFull(self._name, self._rules.max_queue or 0)
 
-    def _enter(self, tickets: Sequence[Ticket], special: bool, expires: float, block: bool, whole: bool = True) -> int:
+    def _enter(self, tickets: Sequence[Ticket], special: bool, due: float, block: bool, whole: bool = True) -> int:
         """Queue tickets that are ready for it, and see to it that a worker looks at them.
 
         Args:
             tickets: at least one.
             special: whether they have terms.
-            expires: the first moment at which one of them does.
+            due: the first moment at which one of them is.
             block: whether those for which there is no room wait for it in the lobby.
             whole: whether else all or none are let in.
 
@@ -137,7 +137,7 @@ class Intake:
         if special:
             lanes = self._specialise()
             accepted = self._offer(lanes, tickets, block, whole)
-            hasty = expires < lanes.tight and 0 < self._seat.wake_at < NEVER
+            hasty = due < lanes.tight and 0 < self._seat.wake_at < NEVER
         else:
             self._schedule.queue.extend(tickets)
         seat = self._seat

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from ._schedule import Hold, Item, Policy
 
 HASTE = 1.5
-"""A hold ends before a deadline by this many times the expected duration of the batch."""
+"""A hold ends before an item is due by this many times the expected duration of the batch."""
 
 LEAST = 5e-3
 """And by this many seconds at least, or a quarter of the time allowed: a worker takes time to wake up."""
@@ -88,7 +88,7 @@ class Lanes:
         "_ages",
         "_ahead",
         "_before",
-        "_expiries",
+        "_dues",
         "_fewest",
         "_full",
         "_is_busy",
@@ -128,7 +128,7 @@ class Lanes:
         self.gone = 0
         """Items that were thrown away because their callers had left, for the driver to count."""
         self.tight = INFINITE
-        """An item that expires before this is to be looked at, though the worker is to be left alone otherwise."""
+        """An item that is due before this is to be looked at, though the worker is to be left alone otherwise."""
         self.choice: Lane | None = None  # the lane that the latest decision was about
         self._is_busy = False  # perhaps further up on this stack
         self._lanes: dict[Hashable, Lane] = {}
@@ -142,7 +142,7 @@ class Lanes:
         self._fewest = 0
         # with entries of items and turns that are gone; `_tidy` sees to it that they are not too many
         self._turns: list[tuple[tuple[tuple[float, float], int], int, Lane]] = []  # a heap
-        self._expiries: list[tuple[float, int, Terms]] = []  # a heap
+        self._dues: list[tuple[float, int, Terms]] = []  # a heap
         self._ages: deque[Terms] = deque()  # in order of arrival
 
     def __len__(self) -> int:
@@ -164,11 +164,11 @@ class Lanes:
 
     @property
     def tightest(self) -> float:
-        """The first moment at which a sorted item expires; infinite if none does."""
-        expiries = self._expiries
-        while expiries and expiries[0][2].lane is None:
-            heappop(expiries)
-        return expiries[0][0] if expiries else INFINITE
+        """The first moment at which a sorted item is due; infinite if none is."""
+        dues = self._dues
+        while dues and dues[0][2].lane is None:
+            heappop(dues)
+        return dues[0][0] if dues else INFINITE
 
     # -- deciding -----------------------------------------------------------------------------------------
 
@@ -207,9 +207,9 @@ class Lanes:
             if other.until < hold.until:
                 hold, lane = other, eldest.lane
         if self.tightest < INFINITE:
-            expires, _, terms = self._expiries[0]
+            due, _, terms = self._dues[0]
             lead = self._lead(policy.cost, most)
-            latest = expires - (terms.deadline / 2 if lead is None else max(lead, min(terms.deadline / 4, LEAST)))
+            latest = due - (terms.deadline / 2 if lead is None else head_start(lead, terms.deadline))
             if latest < hold.until:
                 policy.reason = "deadline"
                 hold.until, lane = latest, terms.lane
@@ -274,7 +274,7 @@ class Lanes:
         wanted = LOOK_AHEAD * most if self.rules.padded else most
         while heap and len(entries) < wanted:
             ahead.append(heap[0][2])  # for a fork to find it
-            (late if terms_of(heap[0][2]).expires <= soon else entries).append(heap[0])
+            (late if terms_of(heap[0][2]).due <= soon else entries).append(heap[0])
             self._pop(lane)
             self._clear(lane, now)
         entries += late
@@ -406,7 +406,7 @@ class Lanes:
         self._number = number = self._number + 1
         self._ages.append(terms)
         if terms.expires < INFINITE:
-            heappush(self._expiries, (terms.expires, number, terms))
+            heappush(self._dues, (terms.due, number, terms))
         self._push(lane, self.rules.rank(terms.priority, terms.since), number, item)
         if lane.heap[0][1] == number:
             self._turn(lane)
@@ -466,7 +466,7 @@ class Lanes:
     def _forget(self) -> None:
         """Nothing waits: keep nothing of what was."""
         self._turns.clear()
-        self._expiries.clear()
+        self._dues.clear()
         self._ages.clear()
         self._full.clear()
         self._fewest = self._most
@@ -501,9 +501,9 @@ class Lanes:
         """Forget what is gone, once it is more than what is there."""
         if len(self._ages) > 2 * self.sorted + SLACK:
             self._ages = deque(terms for terms in self._ages if terms.lane is not None)
-        if len(self._expiries) > 2 * self.sorted + SLACK:
-            self._expiries = [entry for entry in self._expiries if entry[2].lane is not None]
-            heapify(self._expiries)
+        if len(self._dues) > 2 * self.sorted + SLACK:
+            self._dues = [entry for entry in self._dues if entry[2].lane is not None]
+            heapify(self._dues)
         if len(self._turns) > 2 * len(self._lanes) + SLACK:
             self._turns = [(lane.turn, number, lane) for number, lane in enumerate(self._lanes.values())]
             heapify(self._turns)
@@ -521,7 +521,7 @@ class Lanes:
             head = terms[[number for _, number, _ in lane.heap].index(lane.turn[1])]
             assert lane.turn[0] == self.rules.rank(head.priority, max(head.since, lane.served))
         assert len(self._ages) <= 2 * self.sorted + SLACK
-        assert len(self._expiries) <= 2 * self.sorted + SLACK
+        assert len(self._dues) <= 2 * self.sorted + SLACK
         assert not self._moving
         assert not self._ahead
         if self._most:
@@ -529,6 +529,11 @@ class Lanes:
             assert full == set(self._full)
         self.admission._check()
         assert self.admission._inside == sum(terms_of(item).inside for item in self.queued())
+
+
+def head_start(lead: float, deadline: float) -> float:
+    """Seconds before an item's deadline at which its batch should leave, if its duration asks for `lead`."""
+    return max(lead, min(deadline / 4, LEAST))
 
 
 def too_late(items: Iterable[Item], outcomes: Iterable[Any], now: float) -> list[Item]:

@@ -58,10 +58,10 @@ class Resident:
 
 
 def is_factory(handler: Callable[..., Any]) -> bool:
-    """Whether it makes the handler: a class, or a function that takes no positional argument."""
+    """Whether it makes the handler: a class, also with arguments (`partial`); or a function without positional ones."""
     import inspect
 
-    if isinstance(handler, type):
+    if isinstance(without_arguments(handler), type):
         return True
     try:
         parameters = inspect.signature(handler).parameters.values()
@@ -76,8 +76,9 @@ def signature_of(handler: Callable[..., Any]) -> inspect.Signature:
 
     anything = inspect.Signature([inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)])
     try:
-        if isinstance(handler, type):
-            signature = inspect.signature(handler.__call__)
+        kind: Any = without_arguments(handler)
+        if isinstance(kind, type):
+            signature = inspect.signature(kind.__call__)
             return signature.replace(parameters=[*signature.parameters.values()][1:])  # without `self`
         return anything if is_factory(handler) else inspect.signature(handler)
     except (TypeError, ValueError):  # none to be had
@@ -94,9 +95,14 @@ def made(handler: Callable[..., Any]) -> Callable[..., Any]:
     return one  # type: ignore[no-any-return]
 
 
+def without_arguments(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """What is called, if the handler is that with some of its arguments."""
+    return handler.func if isinstance(handler, partial) else handler  # one of another one is one by itself
+
+
 def name_of(handler: Callable[..., Any]) -> str:
     """What to call it."""
-    inner: Any = handler.func if isinstance(handler, partial) else handler
+    inner: Any = without_arguments(handler)
     return getattr(inner, "__qualname__", None) or type(inner).__qualname__
 
 

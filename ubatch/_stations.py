@@ -17,6 +17,7 @@ Stations refer to those behind them alone, so a flow that is let go of is collec
 from __future__ import annotations
 
 from ._attempt import own
+from ._lanes import HASTE, head_start
 from ._native import get_ident, monotonic
 from ._terms import INFINITE, UNSET
 from ._trips import Gate, Leg, Trip, raised_by_user
@@ -93,7 +94,7 @@ class Station:
         binder = self.batcher._binder
         assert binder is not None, "a step without a handler"
         leg.call = binder.bind(args, kwargs)
-        leg.context = trip.context
+        leg.context = None if trip.context is None else trip.context.copy()  # a step may still be in that of the last
         if special:
             leg.terms = self._terms(leg, trip.ticket)
         return leg
@@ -103,11 +104,18 @@ class Station:
         terms = rules.terms(leg.args, leg.kwargs, leg.arrived, asked)
         if asked is not None:
             terms.deadline, terms.expires = asked.deadline, asked.expires  # not anew at each step
+            if asked.expires < INFINITE:
+                terms.behind = self._behind(asked.deadline)
             if self._alike is not None and asked.key is not UNSET:
                 terms.key = asked.key, self._alike(*leg.args, **leg.kwargs)
         if rules.aging < INFINITE:  # it has waited, and so gained in priority, since it came into the flow
             terms.priority -= (leg.arrived - ticket.arrived) / rules.aging
         return terms
+
+    def _behind(self, deadline: float) -> float:
+        """Seconds that the steps behind this one are to have, of so many: as long as their batches took so far."""
+        costs = [station.batcher._policy.cost for station in self if station is not self]
+        return sum(head_start(0.0 if cost is None else HASTE * cost.duration, deadline) for cost in costs)
 
     def accept(self, legs: Sequence[Leg], special: bool, workers: Any) -> None:
         """Queue legs that their callers hand over, all or none; who waits for room does so by its ticket.
@@ -127,7 +135,7 @@ class Station:
             self.trips.move(leg)
         block = special and batcher._rules.block and get_ident() not in workers and batcher._may_block()
         try:
-            accepted = batcher._enter(legs, special, _first_expiry(legs), block)
+            accepted = batcher._enter(legs, special, _first_due(legs), block)
         except Stopped:  # just now
             raise Stopped(self.trips.name) from None
         if not accepted:
@@ -155,7 +163,7 @@ class Station:
         try:
             if batcher._closed:
                 raise Stopped(self.trips.name)
-            accepted = batcher._enter(legs, special, _first_expiry(legs), block, whole=False)
+            accepted = batcher._enter(legs, special, _first_due(legs), block, whole=False)
         except BaseException as error:
             self._land(legs, error)
             if not isinstance(error, Exception):  # injected into this thread
@@ -208,5 +216,5 @@ class Station:
         return error
 
 
-def _first_expiry(legs: Sequence[Leg]) -> float:
-    return min((leg.terms.expires for leg in legs if leg.terms is not None), default=INFINITE)
+def _first_due(legs: Sequence[Leg]) -> float:
+    return min((leg.terms.due for leg in legs if leg.terms is not None), default=INFINITE)

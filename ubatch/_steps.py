@@ -21,7 +21,7 @@ from ._options import (
     checked_workers_of,
     rules_for,
 )
-from ._resident import Resident, is_factory, name_of
+from ._resident import Resident, is_factory, name_of, without_arguments
 from ._typing import Generic, TypeVar, overload
 from .core import UBatch
 
@@ -73,9 +73,10 @@ class Step(Frozen, Generic[T, U]):
     It may be a step of several flows, or several times of one; each time it is another batcher.
 
     Args:
-        handler: as of a `UBatch`; in a step behind the first it gets one list, what the step before returned. A class,
-            or a function that takes no positional argument, makes the handler: it is called once where the handler
-            lives, so that a model is loaded there alone. A list of handlers means a worker for each.
+        handler: as of a `UBatch`; in a step behind the first it gets one list, what the step before returned. A class
+            (with arguments: `functools.partial` of it), or a function that takes no positional argument, makes the
+            handler: it is called once where the handler lives, so that a model is loaded there alone. A list of
+            handlers means a worker for each.
         processes: 0: it runs in a thread here. n: it runs in n child processes, fed by n workers; then handler, items
             and results must pickle. Large arrays travel through shared memory.
         when: `when(item)`, called with what comes to the step, says whether it takes it. An item for which it is false
@@ -89,7 +90,8 @@ class Step(Frozen, Generic[T, U]):
             shared memory at once; arrays that differ in shape or dtype share no batch. It returns n results as ever.
         workers, executor, key, weight, max_weight, padded, max_queue, overflow, aging, isolate, observer: as of a
             `UBatch`. Where `max_queue` is reached, "reject" fails an item that comes from another step with
-            `QueueFull`, and "block" lets the step before it wait. A deadline is the flow's.
+            `QueueFull`, and "block" lets the step before it wait. A deadline is the flow's: a batch leaves early
+            enough for the steps behind it, if their batches take as long as before.
 
     Raises:
         TypeError, ValueError: an argument is not as described, or means nothing beside the others; the message has its
@@ -365,11 +367,14 @@ def _checked_handler(handler: Any) -> None:
     import inspect
 
     for each in [handler] if callable(handler) or not isinstance(handler, (list, tuple)) else handler:
-        if isinstance(each, type):
-            if not any("__call__" in vars(kind) for kind in each.__mro__):
-                raise TypeError(f"handler {each!r} is a class whose objects cannot be called: give it a __call__")
-            if is_coroutine_function(each.__call__):
-                raise TypeError(f"handler {each!r} makes coroutine functions, which are for ubatch.aio, not for a flow")
+        made_of: Any = without_arguments(each)
+        if isinstance(made_of, type):
+            if not any("__call__" in vars(kind) for kind in made_of.__mro__):
+                raise TypeError(f"handler {made_of!r} is a class whose objects cannot be called: give it a __call__")
+            if is_coroutine_function(made_of.__call__):
+                raise TypeError(
+                    f"handler {made_of!r} makes coroutine functions, which are for ubatch.aio, not for a flow"
+                )
         if callable(each) and is_factory(each):
             try:
                 inspect.signature(each).bind()

@@ -146,7 +146,7 @@ def checked_weight(weight: Any) -> float:
 class Terms:
     """What a call asks for beyond its arguments."""
 
-    __slots__ = ("absent", "deadline", "expires", "inside", "key", "lane", "priority", "since", "weight")
+    __slots__ = ("absent", "behind", "deadline", "expires", "inside", "key", "lane", "priority", "since", "weight")
 
     priority: float
     """Lower runs first."""
@@ -158,6 +158,8 @@ class Terms:
     """Seconds from its arrival by which it must have its result."""
     expires: float
     """That moment, on the monotonic clock."""
+    behind: float
+    """Seconds that its result will need from there: of the steps behind, if the batcher is one of a flow's."""
     since: float
     """Since when it has waited: its arrival, but not before that of the item that was appended before it."""
     inside: bool
@@ -172,10 +174,15 @@ class Terms:
         self.key = None
         self.weight = 1.0
         self.deadline = self.expires = INFINITE
-        self.since = 0.0
+        self.behind = self.since = 0.0
         self.lane = None
         self.inside = False
         self.absent = False
+
+    @property
+    def due(self) -> float:
+        """When the batcher is to be done with it."""
+        return self.expires - self.behind
 
 
 def terms_of(item: Any) -> Terms:

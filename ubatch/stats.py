@@ -11,9 +11,12 @@ from ._histogram import Frozen, Histogram
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from typing import Any
+    from typing import Any, TypeAlias
 
     from ._process_stats import ProcessStats
+
+    Types: TypeAlias = tuple[tuple[str, int], ...]
+    """Names of types of errors, each with a count."""
 
 __all__ = ["REASONS", "Counters", "Histogram", "Stats"]
 
@@ -167,11 +170,7 @@ class Stats(Frozen):
 
     def _since(self, before: Stats) -> Stats:
         values = {name: getattr(self, name) - getattr(before, name) for name in self.__slots__ if name not in _OTHERS}
-        types = dict(self.error_types)
-        for kind, count in before.error_types:
-            types[kind] = types.get(kind, 0) - count
-        counts = [*types.values(), *(value for value in values.values() if isinstance(value, int))]
-        if min(counts) < 0:
+        if min(value for value in values.values() if isinstance(value, int)) < 0:
             raise ValueError("a count has become less")
         processes = self.processes
         if processes is not None and before.processes is not None:
@@ -181,7 +180,7 @@ class Stats(Frozen):
             **values,
             **present,
             processes=processes,
-            error_types=tuple((kind, count) for kind, count in sorted(types.items()) if count),
+            error_types=types_since(self.error_types, before.error_types),
         )
 
     def __repr__(self) -> str:
@@ -190,6 +189,16 @@ class Stats(Frozen):
 
 
 _OTHERS = {"queued", "running", "a", "c", "error_types", "processes"}
+
+
+def types_since(now: Types, before: Types) -> Types:
+    """How many more there are of each type of errors. Raises ValueError: there are fewer."""
+    changes = dict(now)
+    for kind, count in before:
+        changes[kind] = changes.get(kind, 0) - count
+    if min(changes.values(), default=0) < 0:
+        raise ValueError("a count has become less")
+    return tuple((kind, count) for kind, count in sorted(changes.items()) if count)
 
 
 def _both(one: ProcessStats | None, other: ProcessStats | None) -> ProcessStats | None:

@@ -302,6 +302,27 @@ def test_a_stop_does_not_wait_for_a_start(asynchronous):
     settle(PATIENCE)
 
 
+@pytest.mark.parametrize("early", [True, False], ids=["before anything is there", "after all is"])
+def test_a_stop_at_the_last_moment_of_a_start(monkeypatch, early):
+    """It may have found nothing to end yet: then the start does. It says so."""
+    flow: Flow[Any, Any] = Flow(Step(double, processes=1))
+    load = flow._course._load
+
+    def stop_beside(timeout):
+        if early:
+            assert flow.stop(timeout=PATIENCE)
+        load(timeout)
+        if not early:
+            assert flow.stop(timeout=PATIENCE)
+
+    monkeypatch.setattr(flow._course, "_load", stop_beside)
+    with pytest.raises(Stopped):
+        flow.start()
+    stats = flow.steps[0].stats.processes
+    assert stats is None or not any(child.alive for child in stats.children)
+    settle(PATIENCE)
+
+
 def started(flow: Flow[Any, Any]) -> None:
     with contextlib.suppress(Stopped):
         flow.start()

@@ -37,7 +37,7 @@ from ubatch import (
 from ubatch import aio as _aio
 from ubatch._attempt import Attempt
 from ubatch._buckets import rounded
-from ubatch._log import MOST_NAMES, PAUSE, Troubles
+from ubatch._log import MOST_KINDS, MOST_NAMES, OTHERS, PAUSE, catch_up, report, report_once
 from ubatch._recorder import FOLD, Recorder
 from ubatch._tally import Tally
 
@@ -678,10 +678,8 @@ def sentry() -> Iterator[Sentry]:
 
 
 @drivers
-def test_a_handler_that_fails_is_warned_of_once_a_minute(driver, sentry, monkeypatch):
+def test_a_handler_that_fails_is_warned_of_once_a_minute(driver, sentry, now):
     """With its traceback, and how many items have failed since; no item is in the message."""
-    now = [1000.0]
-    monkeypatch.setattr("ubatch._log.monotonic", lambda: now[0])
 
     def failing(items: list[str]) -> list[str]:
         raise KeyError if items[0] == "secret" else OSError
@@ -795,8 +793,9 @@ def test_batchers_of_one_name_warn_as_one(driver, sentry):
     texts = [record.getMessage() for record in sentry.sent]
     mine = [text for text in texts if "'mine'" in text]
     assert ["observer" in text for text in mine] == [False, True]
-    assert len(texts) == 2 + 2 * MOST_NAMES
-    assert len(_log.known) == MOST_NAMES
+    others = [text for text in texts if str(OTHERS) in text]
+    assert ["observer" in text for text in others] == [False, True], "there is one name too many"
+    assert len(texts) == 2 * (MOST_NAMES + 1)
 
 
 def _fails(record: Batch) -> None:
@@ -806,6 +805,148 @@ def _fails(record: Batch) -> None:
 def _slowly(items: list[int]) -> list[int]:
     time.sleep(0.2)
     return items
+
+
+def counts(sentry: Sentry, start: str = "") -> list[int]:
+    """Of the warnings so far that start like that."""
+    texts = [record.getMessage() for record in sentry.sent]
+    return [int(text.rpartition(" ")[2]) for text in texts if text.startswith(start)]
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, by which minutes are told; it stands still until it is set."""
+    now = [1000.0]
+    monkeypatch.setattr("ubatch._log.monotonic", lambda: now[0])
+    return now
+
+
+@pytest.mark.parametrize(
+    ("most", "names"), [(MOST_NAMES, lambda i: (f"name {i}", "kind")), (MOST_KINDS, lambda i: ("name", f"kind {i}"))]
+)
+def test_what_is_not_told_apart_is_one_kind(sentry, now, most, names):
+    """However many names and kinds there are: a warning for each that is, one for all others, and every one counts."""
+    for _ in range(4):
+        for number in range(most + 40):
+            name, kind = names(number)
+            report(name, 1, "%r %s: %d", kind)
+    assert counts(sentry) == [1] * (most + 1)
+    assert str(OTHERS) in sentry.sent[-1].getMessage()
+    now[0] += 2 * PAUSE
+    catch_up()
+    assert counts(sentry)[most + 1 :] == [3] * most + [4 * 40 - 1]
+
+
+def test_a_name_is_forgotten_after_a_while(now, sentry):
+    """But not what is said once."""
+    for number in range(MOST_NAMES):
+        report(f"name {number}", 1, "%r: %d")
+    report_once("name 1", "%r: once")
+    report("name 2", 1, "%r: %d")
+    now[0] += 2 * PAUSE
+    report("another", 1, "%r: %d")  # the last for which there is no room
+    sentry.sent.clear()
+    report_once("name 1", "%r: once")
+    report("yet another", 1, "%r: %d")
+    assert [record.getMessage() for record in sentry.sent] == ["'yet another': 1"]
+    assert len(_log.known) == 4
+
+
+def test_the_rest_of_a_burst_is_told_with_whatever_is_next(now, sentry):
+    """Once another of its kind, which would have a traceback, has not come for long enough."""
+    report("mine", 1, "%r: %d")
+    report("mine", 7, "%r: %d")
+    report("mine", 8, "%r: %d")
+    for seconds in 0.0, PAUSE, PAUSE - 1.0:
+        now[0] += seconds
+        report("another", 1, "%r: %d")
+    assert counts(sentry, "'mine'") == [1]
+    now[0] += 1.0
+    report("another", 1, "%r: %d")
+    assert counts(sentry, "'mine'") == [1, 15]
+    now[0] += 2 * PAUSE
+    report("another", 1, "%r: %d")
+    assert counts(sentry, "'mine'") == [1, 15], "once"
+
+
+def test_each_burst_has_its_time(now, sentry):
+    """The one that began later is told later."""
+    for name in "first", "second":
+        report(name, 1, "%s: %d")
+        report(name, 2, "%s: %d")
+        now[0] += PAUSE
+    sentry.sent.clear()
+    told = []
+    for _ in range(3):
+        catch_up()
+        told.append([record.getMessage() for record in sentry.sent])
+        now[0] += PAUSE
+    assert told == [["first: 2"], ["first: 2", "second: 2"], ["first: 2", "second: 2"]]
+
+
+def test_trouble_that_goes_on_is_told_with_a_traceback(now, sentry):
+    """Nobody else tells it before: not while it comes more often than once a minute."""
+    for _ in range(300):
+        now[0] += PAUSE / 10 + 0.1
+        report("another", 1, "%r: %d")
+        report("mine", 1, "%r: %d", error=KeyError())
+    told = [record.exc_info is not None for record in sentry.sent if "mine" in record.getMessage()]
+    assert len(told) > 20 and all(told)
+
+
+@drivers
+@pytest.mark.parametrize("occasion", ["work", "stop"])
+def test_the_rest_of_a_burst_is_told_by_a_batcher(driver, now, sentry, occasion):
+    """That works on, or is stopped; which need not be the one that has failed."""
+    driver.run(driver.make(handler=handler, name="mine"), ["bad"], ["bad"], ["bad", "x"])
+    assert counts(sentry) == [1]
+    batch = driver.make(max_size=1, handler=handler, observer=lambda record: told.append(counts(sentry)))
+    told: list[list[int]] = []
+    now[0] += 2 * PAUSE
+    driver.run(batch, *([[1], [2]] if occasion == "work" else []))
+    assert counts(sentry) == [1, 3]
+    assert told == ([[1], [1, 3]] if occasion == "work" else [])
+
+
+def test_the_rest_of_a_burst_is_told_by_a_batcher_that_a_coroutine_stops(now, sentry):
+    """Likewise."""
+    Threads.run(UBatch(handler=handler), ["bad"], ["bad", "x"])
+    now[0] += 2 * PAUSE
+    assert asyncio.run(UBatch(handler=handler).astop())
+    assert counts(sentry) == [1, 2]
+
+
+def test_the_rest_of_a_burst_is_told_at_the_interpreters_exit(run_python):
+    """Before `logging` closes what it has been told to."""
+    printed = run_python(
+        """
+        import atexit
+        import ubatch
+        def fail(items):
+            raise OSError("alas")
+        batch = ubatch.UBatch(max_size=1, handler=fail, name="mine")
+        def call():
+            try:
+                batch.ubatch(1)
+            except OSError:
+                pass
+        call()
+        import logging  # only now, so that what it does at exit comes first
+        class Sentry(logging.Handler):
+            closed = False
+            def emit(self, record):
+                print(record.getMessage().rpartition(" ")[2], self.closed)
+            def close(self):
+                self.closed = True
+                super().close()
+        logging.getLogger("ubatch").addHandler(Sentry())
+        for _ in range(100):
+            call()
+        batch.stop()
+        """,
+        stderr=None,
+    )
+    assert printed == "100 False\n"
 
 
 def test_a_log_handler_that_raises_harms_nobody(sentry, monkeypatch):
@@ -821,24 +962,21 @@ def test_a_log_handler_that_raises_harms_nobody(sentry, monkeypatch):
         assert batch.ubatch(1) == 1
 
 
-def test_warnings_of_one_kind_from_many_threads(sentry, monkeypatch, hurry):
+def test_warnings_of_one_kind_from_many_threads(sentry, now, hurry):
     """One is given, and all are counted."""
-    now = [1000.0]
-    monkeypatch.setattr("ubatch._log.monotonic", lambda: now[0])
-    troubles = Troubles()
 
-    def report() -> None:
+    def report_some() -> None:
         for _ in range(500):
-            troubles.report("kind", 1, "%d")
+            report("mine", 1, "%r: %d")
 
-    threads = [threading.Thread(target=report) for _ in range(4)]
+    threads = [threading.Thread(target=report_some) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     now[0] += PAUSE
-    troubles.report("kind", 1, "%d")
-    assert [record.getMessage() for record in sentry.sent] == ["1", "2000"]
+    report("mine", 1, "%r: %d")
+    assert [record.getMessage() for record in sentry.sent] == ["'mine': 1", "'mine': 2000"]
 
 
 def test_no_handler_is_installed(run_python):

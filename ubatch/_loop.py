@@ -30,6 +30,7 @@ from ._attempt import Attempt, Raised, description
 from ._ceiling import Ceiling
 from ._isolation import Isolating
 from ._lanes import Lanes, too_late
+from ._log import ERROR, say
 from ._loop_intake import Intake, deliver
 from ._native import monotonic
 from ._options import policy_for
@@ -230,6 +231,7 @@ class Home(Intake):
         del batch, attempt, raised, late, begun  # an exception's traceback refers to this frame: not to others' items
         if after is not None:
             after()
+            recorder.catch_up()
 
     async def _in_thread(self, handler: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call a plain function in one of as many threads as there are workers."""
@@ -343,9 +345,7 @@ class Home(Intake):
         self.counters.failed("WorkerDied", len(tickets))
         deliver(tickets, [_because(error, died()) for _ in tickets])
         self._follow()
-        import logging
-
-        logging.getLogger("ubatch").error("a worker of batcher %r died", self.job.name, exc_info=error)
+        say(ERROR, "a worker of batcher %r died", self.job.name, error=error)  # last, as log handlers are user code
 
     # -- stopping -----------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from functools import partial
 
 from . import _native
 from ._attempt import own
-from ._log import ONCE, troubles_of
+from ._log import catch_up, report, report_once
 from ._observing import Batch
 from .errors import BadBatchOutputSize, DeadlineExceeded
 from .stats import Histogram
@@ -121,7 +121,7 @@ class Recorder:
         contexts = [getattr(ticket, "context", None) for ticket in batch]  # some came before the tracer
         for ticket in batch:
             ticket.context = None  # a future lives on
-        begun = Begun(name)
+        begun = Begun(name, self)
         for tracer in self.tracers:
             begun.enter(tracer, contexts)
         return begun
@@ -212,15 +212,8 @@ class Recorder:
     ) -> None:
         """The callers are awake."""
         if raised is not None:
-            kind = type(raised).__name__
-            troubles_of(name).report(
-                ("handler", kind),
-                errors,
-                "batcher %r: the handler failed with %s; items that failed since the last such warning: %d",
-                name,
-                kind,
-                error=raised,
-            )
+            message = "batcher %r: the handler failed with %s; items that failed since the last such warning: %d"
+            self._log(report, name, errors, message, type(raised).__name__, error=raised)
         if late:
             self.expired(name, late)
         if begun is not None:
@@ -229,21 +222,32 @@ class Recorder:
             try:
                 observer(record)
             except BaseException as error:
-                complain(name, observer, error)
+                self.complain(name, observer, error)
         if fold is not None:
             fold()
+
+    def complain(self, name: str, observer: object, error: BaseException) -> None:
+        """An observer, or a tracer, has raised: say so once."""
+        kind = getattr(observer, "__qualname__", type(observer).__qualname__)
+        self._log(report_once, name, "batcher %r: observer %s failed; this is told once", kind, error=error)
+
+    def catch_up(self) -> None:
+        """The callers are awake: an occasion to warn of what has not been told."""
+        self._log(catch_up)
 
     # -- by anybody ---------------------------------------------------------------------------------------
 
     def rejected(self, name: str, items: int) -> None:
         """There was no room for them: warn of it."""
-        message = "batcher %r: its queue is full; items rejected since the last such warning: %d"
-        troubles_of(name).report("rejected", items, message, name)
+        report(name, items, "batcher %r: its queue is full; items rejected since the last such warning: %d")
 
     def expired(self, name: str, items: int) -> None:
         """Their deadlines passed before they had results: warn of it."""
         message = "batcher %r: it is behind; items whose deadline has passed since the last such warning: %d"
-        troubles_of(name).report("expired", items, message, name)
+        self._log(report, name, items, message)
+
+    def _log(self, what: Callable[..., None], *args: Any, **error: Any) -> None:
+        what(*args, **error)
 
     def fold(self, wait: bool = False) -> None:
         """Fold what was recorded; if another thread is at it, `wait` for that, or leave it."""
@@ -313,10 +317,11 @@ class _Folded:
 class Begun:
     """What tracers have made of a batch. Owned by its worker."""
 
-    __slots__ = ("_name", "_spans")
+    __slots__ = ("_name", "_recorder", "_spans")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, recorder: Recorder) -> None:
         self._name = name
+        self._recorder = recorder
         self._spans: list[tuple[Any, Span]] = []
 
     def enter(self, tracer: Any, contexts: Sequence[Context | None]) -> None:
@@ -324,7 +329,7 @@ class Begun:
         try:
             self._spans.append((tracer, tracer.begin(self._name, contexts)))
         except BaseException as error:
-            complain(self._name, tracer, error)
+            self._recorder.complain(self._name, tracer, error)
 
     def leave(self) -> None:
         """The handler has returned."""
@@ -332,7 +337,7 @@ class Begun:
             try:
                 span.leave()
             except BaseException as error:
-                complain(self._name, tracer, error)
+                self._recorder.complain(self._name, tracer, error)
 
     def end(self, record: Batch | None) -> None:
         """The callers are awake, or were told that the batch was given up."""
@@ -340,18 +345,4 @@ class Begun:
             try:
                 span.end(record)
             except BaseException as error:
-                complain(self._name, tracer, error)
-
-
-def complain(name: str, observer: object, error: BaseException) -> None:
-    """An observer has raised: say so once."""
-    kind = getattr(observer, "__qualname__", type(observer).__qualname__)
-    troubles_of(name).report(
-        ("observer", kind),
-        1,
-        "batcher %r: observer %s failed; this is told once. Failures: %d",
-        name,
-        kind,
-        error=error,
-        pause=ONCE,
-    )
+                self._recorder.complain(self._name, tracer, error)

@@ -8,7 +8,8 @@ stopped; and in any case the interpreter's exit. There is no thread and no timer
 
 Guarantees: no handler is installed, nothing is logged while a lock is held, no exception is kept, and no item or result
 is in a message (an exception that is logged along says what its maker made it say). A log handler that raises does no
-harm.
+harm, and none at all ends a thread of ours. What interrupts one in another thread, as a signal handler's exception
+does, goes on: so whoever reports has put its own things in order before.
 
 `logging` takes longer to import than all of ubatch, so it is imported when there is something to say.
 """
@@ -165,7 +166,7 @@ def catch_up(ends: bool = False) -> None:
 
 
 def say(level: int, message: str, *args: Any, error: BaseException | None = None) -> None:
-    """Log a message, with the traceback of an `error`."""
+    """Log a message, with the traceback of an `error`. Raises what interrupts this thread, if it is none of ours."""
     global _watches_exit
     try:
         import logging
@@ -174,7 +175,8 @@ def say(level: int, message: str, *args: Any, error: BaseException | None = None
             _watches_exit = True
             atexit.register(catch_up, ends=True)  # later than what `logging` does at exit, and so called before it
         logging.getLogger("ubatch").log(level, message, *args, exc_info=error)
-    except BaseException:  # of a log handler, user code; or the interpreter is ending: nobody is to be told
-        pass
+    except BaseException as failure:  # of a log handler, user code; or the interpreter is ending: nobody is to be told
+        if not isinstance(failure, Exception) and not _native.is_own_thread():
+            raise
     finally:
         del error  # its traceback may refer to frames that refer to this one

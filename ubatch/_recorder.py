@@ -4,6 +4,10 @@ Purpose: a driver tells its `Recorder` of each batch, in one call between the ha
 callers, and calls what that returns once they are awake. So the callers wait for no more than a list being made and
 appended; histograms, observers and log handlers are not on their time.
 
+Observers, tracers and log handlers are other people's code. In a worker's thread whatever they raise is their failure.
+In an event loop's it may be an interrupt that came upon them, as a signal handler's `SystemExit` does: it is passed on,
+and all that is to be done for the batch is done nevertheless.
+
 Guarantees:
 - Any number of workers may record at once, and any thread may look, at any time, also from a signal handler or a
   `__del__`: what was recorded is counted once. A look may wait for another thread's fold, a worker never does.
@@ -27,7 +31,7 @@ from collections import Counter
 from functools import partial
 
 from . import _native
-from ._attempt import own
+from ._attempt import cancels, own
 from ._log import catch_up, report, report_once
 from ._observing import Batch
 from .errors import BadBatchOutputSize, DeadlineExceeded
@@ -71,6 +75,7 @@ class Recorder:
 
     Args:
         observers: who is told of them.
+        pass_on: takes what interrupts a worker that is not in a thread of its own.
     """
 
     __slots__ = (
@@ -79,6 +84,7 @@ class Recorder:
         "_folded",
         "_held",
         "_packers",
+        "_pass_on",
         "_singles",
         "attentive",
         "capture",
@@ -91,7 +97,7 @@ class Recorder:
     capture: Callable[[], Context] | None
     """Gives the context of who hands an item over, as long as there is a tracer to use it."""
 
-    def __init__(self, observers: Sequence[Any] = ()) -> None:
+    def __init__(self, observers: Sequence[Any] = (), pass_on: Callable[[BaseException], object] | None = None) -> None:
         from . import _buckets  # now, rather than in a worker
 
         self._buckets = _buckets
@@ -101,6 +107,7 @@ class Recorder:
         self._singles: list[Any] = []  # of each batch of one item: its wait, its duration, how many it could have had
         self._held = 0  # times in _batches, about: workers that come between each other may lose some
         self._folded = _Folded()
+        self._pass_on = pass_on
         self.heed(observers)
 
     def heed(self, observers: Sequence[Any]) -> None:
@@ -228,6 +235,9 @@ class Recorder:
 
     def complain(self, name: str, observer: object, error: BaseException) -> None:
         """An observer, or a tracer, has raised: say so once."""
+        if self._pass_on is not None and not isinstance(error, Exception) and not cancels(error):
+            self._pass_on(error)
+            return
         kind = getattr(observer, "__qualname__", type(observer).__qualname__)
         self._log(report_once, name, "batcher %r: observer %s failed; this is told once", kind, error=error)
 
@@ -238,16 +248,21 @@ class Recorder:
     # -- by anybody ---------------------------------------------------------------------------------------
 
     def rejected(self, name: str, items: int) -> None:
-        """There was no room for them: warn of it."""
+        """There was no room for them: warn of it. Raises what interrupts that: it is the caller's own."""
         report(name, items, "batcher %r: its queue is full; items rejected since the last such warning: %d")
 
     def expired(self, name: str, items: int) -> None:
-        """Their deadlines passed before they had results: warn of it."""
+        """Their deadlines passed before they had results: warn of it. Raises what interrupts that, or passes it on."""
         message = "batcher %r: it is behind; items whose deadline has passed since the last such warning: %d"
         self._log(report, name, items, message)
 
     def _log(self, what: Callable[..., None], *args: Any, **error: Any) -> None:
-        what(*args, **error)
+        try:
+            what(*args, **error)
+        except BaseException as interrupt:
+            if self._pass_on is None:
+                raise
+            self._pass_on(interrupt)
 
     def fold(self, wait: bool = False) -> None:
         """Fold what was recorded; if another thread is at it, `wait` for that, or leave it."""

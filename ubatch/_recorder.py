@@ -301,13 +301,10 @@ class Recorder:
         folded = self._folded
         return {
             "size": Histogram(sorted(folded.sizes.items()), folded.items),
-            "wait": self._times(folded.waits, folded.waited),
-            "run": self._times(folded.runs, folded.ran),
+            "wait": Histogram(self._buckets.levels(folded.waits), folded.waited),
+            "run": Histogram(self._buckets.levels(folded.runs), folded.ran),
             "room": folded.room,
         }
-
-    def _times(self, counts: dict[int, int], total: float) -> Histogram:
-        return Histogram(((self._buckets.time_of(code), counts[code]) for code in sorted(counts)), total)
 
 
 class _Folded:

@@ -89,8 +89,14 @@ def _leak_guard(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_warned_of() -> None:
-    """What was warned of in the test before may be again."""
+def _nothing_warned_of() -> Iterator[None]:
+    """What was warned of in the test before may be again; and what was not is not told when all have run."""
+    _forget_warnings()
+    yield
+    _forget_warnings()
+
+
+def _forget_warnings() -> None:
     log = sys.modules.get("ubatch._log")
     if log is not None:
         log.known.clear()

@@ -37,7 +37,8 @@ from ubatch import (
 from ubatch import aio as _aio
 from ubatch._attempt import Attempt
 from ubatch._buckets import rounded
-from ubatch._log import MOST_NAMES, PAUSE, Troubles
+from ubatch._future import FutureTicket
+from ubatch._log import MOST_KINDS, MOST_NAMES, OTHERS, PAUSE, catch_up, report, report_once
 from ubatch._recorder import FOLD, Recorder
 from ubatch._tally import Tally
 
@@ -397,11 +398,12 @@ def test_the_records_error_is_the_observers_own(driver, records):
 
 @drivers
 def test_an_observer_that_raises_is_logged_once(driver, caplog):
-    """It harms neither the batch nor those to come, nor other observers."""
+    """It harms neither the batch nor those to come, nor other observers. A worker's thread is not its to end."""
     seen: list[Batch] = []
+    failure = SystemExit if driver is Threads else asyncio.CancelledError
 
     def broken(record: Batch) -> None:
-        raise SystemExit("no more")
+        raise failure("no more")
 
     end = observe(seen.append)
     batch = driver.make(handler=handler, observer=broken, name="mine")
@@ -411,7 +413,7 @@ def test_an_observer_that_raises_is_logged_once(driver, caplog):
     [record] = caplog.records
     assert (record.name, record.levelname) == ("ubatch", "WARNING")
     assert "'mine'" in record.getMessage() and "broken" in record.getMessage()
-    assert record.exc_info is not None and record.exc_info[0] is SystemExit
+    assert record.exc_info is not None and record.exc_info[0] is failure
 
 
 def test_an_observer_may_submit_but_not_wait(caplog):
@@ -678,10 +680,8 @@ def sentry() -> Iterator[Sentry]:
 
 
 @drivers
-def test_a_handler_that_fails_is_warned_of_once_a_minute(driver, sentry, monkeypatch):
+def test_a_handler_that_fails_is_warned_of_once_a_minute(driver, sentry, now):
     """With its traceback, and how many items have failed since; no item is in the message."""
-    now = [1000.0]
-    monkeypatch.setattr("ubatch._log.monotonic", lambda: now[0])
 
     def failing(items: list[str]) -> list[str]:
         raise KeyError if items[0] == "secret" else OSError
@@ -795,8 +795,9 @@ def test_batchers_of_one_name_warn_as_one(driver, sentry):
     texts = [record.getMessage() for record in sentry.sent]
     mine = [text for text in texts if "'mine'" in text]
     assert ["observer" in text for text in mine] == [False, True]
-    assert len(texts) == 2 + 2 * MOST_NAMES
-    assert len(_log.known) == MOST_NAMES
+    others = [text for text in texts if str(OTHERS) in text]
+    assert ["observer" in text for text in others] == [False, True], "there is one name too many"
+    assert len(texts) == 2 * (MOST_NAMES + 1)
 
 
 def _fails(record: Batch) -> None:
@@ -808,37 +809,333 @@ def _slowly(items: list[int]) -> list[int]:
     return items
 
 
-def test_a_log_handler_that_raises_harms_nobody(sentry, monkeypatch):
-    """Not even the worker."""
-
-    def emit(record: logging.LogRecord) -> None:
-        raise SystemExit
-
-    monkeypatch.setattr(sentry, "emit", emit)
-    with UBatch(handler=handler) as batch:
-        with pytest.raises(KeyError):
-            batch.ubatch("bad")
-        assert batch.ubatch(1) == 1
+def counts(sentry: Sentry, start: str = "") -> list[int]:
+    """Of the warnings so far that start like that."""
+    texts = [record.getMessage() for record in sentry.sent]
+    return [int(text.rpartition(" ")[2]) for text in texts if text.startswith(start)]
 
 
-def test_warnings_of_one_kind_from_many_threads(sentry, monkeypatch, hurry):
-    """One is given, and all are counted."""
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, by which minutes are told; it stands still until it is set."""
     now = [1000.0]
     monkeypatch.setattr("ubatch._log.monotonic", lambda: now[0])
-    troubles = Troubles()
+    return now
 
-    def report() -> None:
+
+@pytest.mark.parametrize(
+    ("most", "names"), [(MOST_NAMES, lambda i: (f"name {i}", "kind")), (MOST_KINDS, lambda i: ("name", f"kind {i}"))]
+)
+def test_what_is_not_told_apart_is_one_kind(sentry, now, most, names):
+    """However many names and kinds there are: a warning for each that is, one for all others, and every one counts."""
+    for _ in range(4):
+        for number in range(most + 40):
+            name, kind = names(number)
+            report(name, 1, "%r %s: %d", kind)
+    assert counts(sentry) == [1] * (most + 1)
+    assert str(OTHERS) in sentry.sent[-1].getMessage()
+    now[0] += 2 * PAUSE
+    catch_up()
+    assert counts(sentry)[most + 1 :] == [3] * most + [4 * 40 - 1]
+
+
+def test_a_name_is_forgotten_after_a_while(now, sentry):
+    """But not what is said once."""
+    for number in range(MOST_NAMES):
+        report(f"name {number}", 1, "%r: %d")
+    report_once("name 1", "%r: once")
+    report("name 2", 1, "%r: %d")
+    now[0] += 2 * PAUSE
+    report("another", 1, "%r: %d")  # the last for which there is no room
+    sentry.sent.clear()
+    report_once("name 1", "%r: once")
+    report("yet another", 1, "%r: %d")
+    assert [record.getMessage() for record in sentry.sent] == ["'yet another': 1"]
+    assert len(_log.known) == 4
+
+
+def test_the_rest_of_a_burst_is_told_with_whatever_is_next(now, sentry):
+    """Once another of its kind, which would have a traceback, has not come for long enough."""
+    report("mine", 1, "%r: %d")
+    report("mine", 7, "%r: %d")
+    report("mine", 8, "%r: %d")
+    for seconds in 0.0, PAUSE, PAUSE - 1.0:
+        now[0] += seconds
+        report("another", 1, "%r: %d")
+    assert counts(sentry, "'mine'") == [1]
+    now[0] += 1.0
+    report("another", 1, "%r: %d")
+    assert counts(sentry, "'mine'") == [1, 15]
+    now[0] += 2 * PAUSE
+    report("another", 1, "%r: %d")
+    assert counts(sentry, "'mine'") == [1, 15], "once"
+
+
+def test_each_burst_has_its_time(now, sentry):
+    """The one that began later is told later."""
+    for name in "first", "second":
+        report(name, 1, "%s: %d")
+        report(name, 2, "%s: %d")
+        now[0] += PAUSE
+    sentry.sent.clear()
+    told = []
+    for _ in range(3):
+        catch_up()
+        told.append([record.getMessage() for record in sentry.sent])
+        now[0] += PAUSE
+    assert told == [["first: 2"], ["first: 2", "second: 2"], ["first: 2", "second: 2"]]
+
+
+def test_trouble_that_goes_on_is_told_with_a_traceback(now, sentry):
+    """Nobody else tells it before: not while it comes more often than once a minute."""
+    for _ in range(300):
+        now[0] += PAUSE / 10 + 0.1
+        report("another", 1, "%r: %d")
+        report("mine", 1, "%r: %d", error=KeyError())
+    told = [record.exc_info is not None for record in sentry.sent if "mine" in record.getMessage()]
+    assert len(told) > 20 and all(told)
+
+
+@drivers
+@pytest.mark.parametrize("occasion", ["work", "stop"])
+def test_the_rest_of_a_burst_is_told_by_a_batcher(driver, now, sentry, occasion):
+    """That works on, or is stopped; which need not be the one that has failed."""
+    driver.run(driver.make(handler=handler, name="mine"), ["bad"], ["bad"], ["bad", "x"])
+    assert counts(sentry) == [1]
+    batch = driver.make(max_size=1, handler=handler, observer=lambda record: told.append(counts(sentry)))
+    told: list[list[int]] = []
+    now[0] += 2 * PAUSE
+    driver.run(batch, *([[1], [2]] if occasion == "work" else []))
+    assert counts(sentry) == [1, 3]
+    assert told == ([[1], [1, 3]] if occasion == "work" else [])
+
+
+def test_the_rest_of_a_burst_is_told_by_a_batcher_that_a_coroutine_stops(now, sentry):
+    """Likewise."""
+    Threads.run(UBatch(handler=handler), ["bad"], ["bad", "x"])
+    now[0] += 2 * PAUSE
+    assert asyncio.run(UBatch(handler=handler).astop())
+    assert counts(sentry) == [1, 2]
+
+
+def test_the_rest_of_a_burst_is_told_at_the_interpreters_exit(run_python):
+    """Before `logging` closes what it has been told to."""
+    printed = run_python(
+        """
+        import atexit
+        import ubatch
+        def fail(items):
+            raise OSError("alas")
+        batch = ubatch.UBatch(max_size=1, handler=fail, name="mine")
+        def call():
+            try:
+                batch.ubatch(1)
+            except OSError:
+                pass
+        call()
+        import logging  # only now, so that what it does at exit comes first
+        class Sentry(logging.Handler):
+            closed = False
+            def emit(self, record):
+                print(record.getMessage().rpartition(" ")[2], self.closed)
+            def close(self):
+                self.closed = True
+                super().close()
+        logging.getLogger("ubatch").addHandler(Sentry())
+        for _ in range(100):
+            call()
+        batch.stop()
+        """,
+        stderr=None,
+    )
+    assert printed == "100 False\n"
+
+
+# -- interrupts --------------------------------------------------------------------------------------------
+
+
+class Interrupt(BaseException):
+    """Stands for what a signal handler raises."""
+
+
+@pytest.fixture
+def interrupting(sentry: Sentry, monkeypatch: pytest.MonkeyPatch) -> Sentry:
+    """A log handler that is interrupted."""
+
+    def emit(record: logging.LogRecord) -> None:
+        sentry.sent.append(record)
+        raise Interrupt
+
+    monkeypatch.setattr(sentry, "emit", emit)
+    return sentry
+
+
+def test_a_log_handler_that_raises_does_not_end_a_worker(interrupting):
+    """Whatever it raises, when a handler fails, and when deadlines pass."""
+    with UBatch(1, 0.0, handler=_slowly_bad, deadline=0.1) as batch:
+        thread = batch.ubatch(1)
+        late = [batch.submit(item) for item in ("bad", 2, 3)]
+        errors = [type(future.exception(PATIENCE)) for future in late]
+        assert errors == [DeadlineExceeded] * 3
+        eventually(lambda: batch.stats.expired == 2)
+        assert batch.ubatch(1) == thread
+    assert len(interrupting.sent) == 2
+
+
+def _slowly_bad(items: list[Any]) -> list[int]:
+    if "bad" in items:
+        time.sleep(0.3)
+        raise KeyError("bad")
+    return [threading.get_ident()]
+
+
+def test_threads_that_are_nobodys_but_ours(run_python):
+    """Those that are there, in this process."""
+    printed = run_python(
+        """
+        import os, threading, warnings
+        from ubatch import _native
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+        proceed, told, ended = threading.Event(), threading.Event(), []
+        def run():
+            ended.append(_native.is_own_thread())
+            told.set()
+            proceed.wait(10)
+        _native.start_thread("ours", run)
+        told.wait(10)
+        if not (pid := os.fork()):
+            os._exit(len(_native._own_threads))
+        print(ended, _native.is_own_thread(), len(_native._own_threads), os.waitpid(pid, 0)[1])
+        proceed.set()
+        for thread in threading.enumerate():
+            if thread.name == "ours":
+                thread.join()
+        print(len(_native._own_threads))
+        """
+    )
+    assert printed == "[True] False 1 0\n0\n"
+
+
+def test_a_caller_is_interrupted_while_it_is_warned(interrupting):
+    """It is told that, rather than that its item was refused; nobody else is the worse for it."""
+    proceed = threading.Event()
+
+    def stuck(items: list[int]) -> list[int]:
+        proceed.wait(PATIENCE)
+        return items
+
+    with UBatch(1, 0.0, handler=stuck, max_queue=1) as batch:
+        futures = [batch.submit(1)]
+        eventually(lambda: batch.stats.running)
+        futures.append(batch.submit(2))
+        with pytest.raises(Interrupt):
+            batch.submit(3)
+        with pytest.raises(QueueFull):
+            batch.submit(4)
+        proceed.set()
+        assert [future.result(PATIENCE) for future in futures] == [1, 2]
+    assert batch.stats.rejected == 2
+
+
+def test_some_are_let_in_though_the_warning_of_others_is_interrupted(interrupting):
+    """A worker is called for them all the same."""
+    with UBatch(handler=handler, max_queue=2) as batch:
+        assert batch.map([1]) == [1]
+        tickets = [FutureTicket((item,), {}, batch._specialise()) for item in range(3)]
+        for ticket in tickets:
+            ticket.terms = batch._rules.terms(ticket.args, {}, ticket.arrived, None)
+        with pytest.raises(Interrupt):
+            batch._enter(tickets, True, math.inf, block=False, whole=False)
+        assert [ticket.result(PATIENCE) for ticket in tickets[:2]] == [0, 1]
+
+
+class Interrupted(Tracer):
+    """One that is, once."""
+
+    def note(self, what: str, *more: Any) -> None:
+        self.told.append(what)
+        if what == self.fails and self.told.count(what) == 1:
+            raise SystemExit
+
+    def __repr__(self) -> str:
+        return self.fails
+
+
+@pytest.mark.parametrize("fails", ["observer", "begin", "leave", "end"])
+def test_an_interrupt_leaves_the_event_loop(fails, sentry):
+    """Which raises it as of any callback. If it goes on then, nobody has missed anything, and nobody is accused."""
+    first, second = Interrupted([], fails), Interrupted([])
+    seen: list[int] = []
+
+    def observer(record: Batch) -> None:
+        first.note("observer")
+        seen.append(record.size)
+
+    batch = _aio.UBatch(2, 0.0, handler=handler, observer=observer)
+    ends = [observe(one, batch) for one in (first, second, lambda record: seen.append(-record.size))]
+    assert interrupted(batch, lambda: [batch.submit(item) for item in "abcd"]) == ["a", "b", "c", "d"]
+    for end in ends:
+        end()
+    assert seen == ([-2, 2, -2] if fails == "observer" else [2, -2, 2, -2])
+    assert second.told == ["begin", "leave", "end"] * 2
+    assert sentry.sent == []
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_an_interrupt_of_a_log_handler_leaves_the_event_loop(fails, sentry, monkeypatch):
+    """Likewise: while it is told that the handler fails, or that the deadline of what is queued has passed."""
+
+    def emit(record: logging.LogRecord) -> None:
+        sentry.sent.append(record)
+        raise SystemExit
+
+    async def slowly(items: list[str]) -> list[str]:
+        await asyncio.sleep(0.2)
+        return handler(items)
+
+    monkeypatch.setattr(sentry, "emit", emit)
+    batch = _aio.UBatch(1, 0.0, handler=slowly)
+    views = [batch, batch if fails else batch.options(deadline=0.1), batch]
+    items = ["bad" if fails else "good", "x", "y"]
+    outcomes = interrupted(batch, lambda: [view.submit(item) for view, item in zip(views, items, strict=True)])
+    assert [type(outcome) for outcome in outcomes] == ([KeyError, str, str] if fails else [str, DeadlineExceeded, str])
+    assert len(sentry.sent) == 1
+
+
+def interrupted(batch: Any, submit: Callable[[], list[asyncio.Future[Any]]]) -> list[Any]:
+    """The outcomes of what is submitted in a loop that is interrupted, and goes on."""
+
+    async def main() -> list[Any]:
+        outcomes = await asyncio.gather(*submit(), return_exceptions=True)
+        await batch.stop()
+        return outcomes
+
+    loop = asyncio.new_event_loop()
+    try:
+        task = loop.create_task(main())
+        with pytest.raises(SystemExit):
+            loop.run_until_complete(task)
+        return loop.run_until_complete(task)
+    finally:
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+
+def test_warnings_of_one_kind_from_many_threads(sentry, now, hurry):
+    """One is given, and all are counted."""
+
+    def report_some() -> None:
         for _ in range(500):
-            troubles.report("kind", 1, "%d")
+            report("mine", 1, "%r: %d")
 
-    threads = [threading.Thread(target=report) for _ in range(4)]
+    threads = [threading.Thread(target=report_some) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     now[0] += PAUSE
-    troubles.report("kind", 1, "%d")
-    assert [record.getMessage() for record in sentry.sent] == ["1", "2000"]
+    report("mine", 1, "%r: %d")
+    assert [record.getMessage() for record in sentry.sent] == ["'mine': 1", "'mine': 2000"]
 
 
 def test_no_handler_is_installed(run_python):

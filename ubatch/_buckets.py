@@ -87,6 +87,11 @@ def time_of(code: int) -> float:
     return float(2 * least * next_least / (least + next_least))
 
 
+def levels(counts: dict[int, int]) -> list[tuple[float, int]]:
+    """The times, in seconds, that the buckets stand for, and the counts of these; the shortest first."""
+    return [(time_of(code), counts[code]) for code in sorted(counts)]
+
+
 def rounded(size: int) -> int:
     """A size, exact below 256, less than 1/128 too small from there on."""
     drop = max(0, size.bit_length() - KEPT)

@@ -27,6 +27,7 @@ from ._binding import Binder
 from ._ceiling import Ceiling
 from ._isolation import Isolating
 from ._lanes import Lanes, too_late
+from ._log import ERROR, say
 from ._native import get_ident, monotonic
 from ._observing import Observed
 from ._policy import Adaptive, Window
@@ -297,6 +298,7 @@ class Driver(Turns, Observed):
         del batch, attempt, raised, late, begun
         if after is not None:
             after()
+            recorder.catch_up()
             del after
         if _native.current_hub() is not None:
             seat.has_hub = True
@@ -335,9 +337,7 @@ class Driver(Turns, Observed):
         self._part()
         if not threading.main_thread().is_alive():  # the interpreter exits, so perhaps no thread can be had any more
             return
-        import logging  # last, as log handlers are user code
-
-        logging.getLogger("ubatch").error("the worker of batcher %r died", self._name, exc_info=error)
+        say(ERROR, "the worker of batcher %r died", self._name, error=error)  # last, as log handlers are user code
 
     def _give_up_batch(self, seat: Seat, error: Callable[[], Exception]) -> None:
         held = Seat()

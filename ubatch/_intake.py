@@ -146,6 +146,10 @@ class Intake:
                 seat.wake(self)
             else:
                 self._attend(tickets[:accepted])
+        if block:
+            self._make_room()  # there may be some meanwhile
+        if accepted < len(tickets):
+            self._recorder.rejected(self._name, len(tickets) - accepted)  # last, as log handlers are user code
         return accepted
 
     def _specialise(self) -> Lanes:
@@ -185,9 +189,6 @@ class Intake:
             if not block and accepted < count:
                 with self._lock:
                     self._given_up.rejected += count - accepted
-                self._recorder.rejected(self._name, count - accepted)
-            elif accepted < count:
-                self._let_in(lanes)
         for ticket in tickets[:accepted]:
             ticket.admit(True)
         return count if block else accepted
@@ -226,9 +227,9 @@ class Intake:
                 self._given_up.expired += len(expired)
                 self._given_up.dropped += len(failed)
             deliver(held.batch, outcomes)
-            if expired:
-                self._recorder.expired(self._name, len(expired))
         self._leaving.discard(held)
+        if expired:
+            self._recorder.expired(self._name, len(expired))  # last, as log handlers are user code
 
     def _call_worker_for(self, seat: Seat) -> None:
         """There is something in the queue that the worker on that seat, or nobody, may not know of."""

@@ -10,6 +10,8 @@ Guarantees:
 - A shift that is cancelled from outside, as all tasks are when a loop ends, loses nothing: one that has no batch
   yet is replaced a little later, if the loop goes on; one that has makes its callers' error of it.
 - All outcomes of a batch are set in one step; callers come back before the next shift looks at the queue.
+- What interrupts an observer, a tracer or a log handler, as a signal handler's `SystemExit` does, is raised by the loop
+  itself a moment later: no batch is the worse for it.
 - Nothing is pending while nothing runs: a hold is a timer, not a task.
 
 How no item is forgotten. `wake_at` is the queue length from which on `put` sees to it that somebody looks. It is
@@ -30,6 +32,7 @@ from ._attempt import Attempt, Raised, description
 from ._ceiling import Ceiling
 from ._isolation import Isolating
 from ._lanes import Lanes, too_late
+from ._log import ERROR, say
 from ._loop_intake import Intake, deliver
 from ._native import monotonic
 from ._options import policy_for
@@ -230,6 +233,7 @@ class Home(Intake):
         del batch, attempt, raised, late, begun  # an exception's traceback refers to this frame: not to others' items
         if after is not None:
             after()
+            recorder.catch_up()
 
     async def _in_thread(self, handler: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call a plain function in one of as many threads as there are workers."""
@@ -330,12 +334,12 @@ class Home(Intake):
             else:
                 tickets = [*shift.batch]
                 self.schedule.empty(tickets)
-                self._bury(tickets, error)
                 shift.batch = []
+                self._bury(tickets, error)
         if shift in self.busy:
             self.busy.discard(shift)
-            self._bury(shift.batch, error)
-            shift.batch = []
+            tickets, shift.batch = shift.batch, []
+            self._bury(tickets, error)
 
     def _bury(self, tickets: list[Any], error: BaseException | None) -> None:
         """A shift died of something that is not the handler's: fail what it had, and go on."""
@@ -343,9 +347,7 @@ class Home(Intake):
         self.counters.failed("WorkerDied", len(tickets))
         deliver(tickets, [_because(error, died()) for _ in tickets])
         self._follow()
-        import logging
-
-        logging.getLogger("ubatch").error("a worker of batcher %r died", self.job.name, exc_info=error)
+        say(ERROR, "a worker of batcher %r died", self.job.name, error=error)  # last, as log handlers are user code
 
     # -- stopping -----------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ Assumptions: as in `_loop`, which has the other half, and says how no item is fo
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
 from ._binding import UNBOUND
@@ -21,7 +22,6 @@ from .errors import DeadlineExceeded, QueueFull, Stopped, warn_caller
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
@@ -76,7 +76,7 @@ class Job:
         self.is_coroutine = False
         self.started = False
         self.closed = False
-        self.recorder = Recorder()
+        self.recorder = Recorder(pass_on=_raise_soon)
         self.special = rules.special  # whether items have terms
         self.simple = False
         """Whether a call with one argument needs but to be queued."""
@@ -295,3 +295,12 @@ def deliver(tickets: Sequence[Ticket], outcomes: Sequence[Any]) -> None:
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
+
+
+def _raise_soon(interrupt: BaseException) -> None:
+    """Have the loop itself raise it: whoever is at work goes on as if it had come a moment later."""
+    asyncio.get_running_loop().call_soon(_raise, interrupt)
+
+
+def _raise(interrupt: BaseException) -> None:
+    raise interrupt

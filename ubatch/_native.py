@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from functools import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,11 +67,28 @@ def start_thread(name: str, target: Callable[[], None]) -> None:
     Raises:
         RuntimeError: no thread can be started (a limit of the system, the interpreter is shutting down).
     """
+    target = partial(_own, target)
     if threading_is_patched():
         _settle_gevent()
         _start_new_thread(target, ())
     else:
         _start_new_thread(_launch, (name, target))
+
+
+_own_threads: set[int] = set()  # identities of those that run what `start_thread` was given
+
+
+def _own(target: Callable[[], None]) -> None:
+    _own_threads.add(get_ident())
+    try:
+        target()
+    finally:
+        _own_threads.discard(get_ident())
+
+
+def is_own_thread() -> bool:
+    """Whether `start_thread` has started this thread: then it is nobody's but ours, and nobody means to end it."""
+    return get_ident() in _own_threads
 
 
 def _settle_gevent() -> None:
@@ -132,6 +150,7 @@ def destroy_hub() -> None:
 def _forked() -> None:
     global main_ident
     main_ident = None if main_ident is None else get_ident()
+    _own_threads.intersection_update({get_ident()})
 
 
 if hasattr(os, "register_at_fork"):

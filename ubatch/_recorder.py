@@ -4,6 +4,10 @@ Purpose: a driver tells its `Recorder` of each batch, in one call between the ha
 callers, and calls what that returns once they are awake. So the callers wait for no more than a list being made and
 appended; histograms, observers and log handlers are not on their time.
 
+Observers, tracers and log handlers are other people's code. In a worker's thread whatever they raise is their failure.
+In an event loop's it may be an interrupt that came upon them, as a signal handler's `SystemExit` does: it is passed on,
+and all that is to be done for the batch is done nevertheless.
+
 Guarantees:
 - Any number of workers may record at once, and any thread may look, at any time, also from a signal handler or a
   `__del__`: what was recorded is counted once. A look may wait for another thread's fold, a worker never does.
@@ -27,8 +31,8 @@ from collections import Counter
 from functools import partial
 
 from . import _native
-from ._attempt import own
-from ._log import ONCE, troubles_of
+from ._attempt import cancels, own
+from ._log import catch_up, report, report_once
 from ._observing import Batch
 from .errors import BadBatchOutputSize, DeadlineExceeded
 from .stats import Histogram
@@ -71,6 +75,7 @@ class Recorder:
 
     Args:
         observers: who is told of them.
+        pass_on: takes what interrupts a worker that is not in a thread of its own.
     """
 
     __slots__ = (
@@ -79,6 +84,7 @@ class Recorder:
         "_folded",
         "_held",
         "_packers",
+        "_pass_on",
         "_singles",
         "attentive",
         "capture",
@@ -91,7 +97,7 @@ class Recorder:
     capture: Callable[[], Context] | None
     """Gives the context of who hands an item over, as long as there is a tracer to use it."""
 
-    def __init__(self, observers: Sequence[Any] = ()) -> None:
+    def __init__(self, observers: Sequence[Any] = (), pass_on: Callable[[BaseException], object] | None = None) -> None:
         from . import _buckets  # now, rather than in a worker
 
         self._buckets = _buckets
@@ -101,6 +107,7 @@ class Recorder:
         self._singles: list[Any] = []  # of each batch of one item: its wait, its duration, how many it could have had
         self._held = 0  # times in _batches, about: workers that come between each other may lose some
         self._folded = _Folded()
+        self._pass_on = pass_on
         self.heed(observers)
 
     def heed(self, observers: Sequence[Any]) -> None:
@@ -121,7 +128,7 @@ class Recorder:
         contexts = [getattr(ticket, "context", None) for ticket in batch]  # some came before the tracer
         for ticket in batch:
             ticket.context = None  # a future lives on
-        begun = Begun(name)
+        begun = Begun(name, self)
         for tracer in self.tracers:
             begun.enter(tracer, contexts)
         return begun
@@ -212,15 +219,8 @@ class Recorder:
     ) -> None:
         """The callers are awake."""
         if raised is not None:
-            kind = type(raised).__name__
-            troubles_of(name).report(
-                ("handler", kind),
-                errors,
-                "batcher %r: the handler failed with %s; items that failed since the last such warning: %d",
-                name,
-                kind,
-                error=raised,
-            )
+            message = "batcher %r: the handler failed with %s; items that failed since the last such warning: %d"
+            self._log(report, name, errors, message, type(raised).__name__, error=raised)
         if late:
             self.expired(name, late)
         if begun is not None:
@@ -229,21 +229,40 @@ class Recorder:
             try:
                 observer(record)
             except BaseException as error:
-                complain(name, observer, error)
+                self.complain(name, observer, error)
         if fold is not None:
             fold()
+
+    def complain(self, name: str, observer: object, error: BaseException) -> None:
+        """An observer, or a tracer, has raised: say so once."""
+        if self._pass_on is not None and not isinstance(error, Exception) and not cancels(error):
+            self._pass_on(error)
+            return
+        kind = getattr(observer, "__qualname__", type(observer).__qualname__)
+        self._log(report_once, name, "batcher %r: observer %s failed; this is told once", kind, error=error)
+
+    def catch_up(self) -> None:
+        """The callers are awake: an occasion to warn of what has not been told."""
+        self._log(catch_up)
 
     # -- by anybody ---------------------------------------------------------------------------------------
 
     def rejected(self, name: str, items: int) -> None:
-        """There was no room for them: warn of it."""
-        message = "batcher %r: its queue is full; items rejected since the last such warning: %d"
-        troubles_of(name).report("rejected", items, message, name)
+        """There was no room for them: warn of it. Raises what interrupts that: it is the caller's own."""
+        report(name, items, "batcher %r: its queue is full; items rejected since the last such warning: %d")
 
     def expired(self, name: str, items: int) -> None:
-        """Their deadlines passed before they had results: warn of it."""
+        """Their deadlines passed before they had results: warn of it. Raises what interrupts that, or passes it on."""
         message = "batcher %r: it is behind; items whose deadline has passed since the last such warning: %d"
-        troubles_of(name).report("expired", items, message, name)
+        self._log(report, name, items, message)
+
+    def _log(self, what: Callable[..., None], *args: Any, **error: Any) -> None:
+        try:
+            what(*args, **error)
+        except BaseException as interrupt:
+            if self._pass_on is None:
+                raise
+            self._pass_on(interrupt)
 
     def fold(self, wait: bool = False) -> None:
         """Fold what was recorded; if another thread is at it, `wait` for that, or leave it."""
@@ -282,13 +301,10 @@ class Recorder:
         folded = self._folded
         return {
             "size": Histogram(sorted(folded.sizes.items()), folded.items),
-            "wait": self._times(folded.waits, folded.waited),
-            "run": self._times(folded.runs, folded.ran),
+            "wait": Histogram(self._buckets.levels(folded.waits), folded.waited),
+            "run": Histogram(self._buckets.levels(folded.runs), folded.ran),
             "room": folded.room,
         }
-
-    def _times(self, counts: dict[int, int], total: float) -> Histogram:
-        return Histogram(((self._buckets.time_of(code), counts[code]) for code in sorted(counts)), total)
 
 
 class _Folded:
@@ -313,10 +329,11 @@ class _Folded:
 class Begun:
     """What tracers have made of a batch. Owned by its worker."""
 
-    __slots__ = ("_name", "_spans")
+    __slots__ = ("_name", "_recorder", "_spans")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, recorder: Recorder) -> None:
         self._name = name
+        self._recorder = recorder
         self._spans: list[tuple[Any, Span]] = []
 
     def enter(self, tracer: Any, contexts: Sequence[Context | None]) -> None:
@@ -324,7 +341,7 @@ class Begun:
         try:
             self._spans.append((tracer, tracer.begin(self._name, contexts)))
         except BaseException as error:
-            complain(self._name, tracer, error)
+            self._recorder.complain(self._name, tracer, error)
 
     def leave(self) -> None:
         """The handler has returned."""
@@ -332,7 +349,7 @@ class Begun:
             try:
                 span.leave()
             except BaseException as error:
-                complain(self._name, tracer, error)
+                self._recorder.complain(self._name, tracer, error)
 
     def end(self, record: Batch | None) -> None:
         """The callers are awake, or were told that the batch was given up."""
@@ -340,18 +357,4 @@ class Begun:
             try:
                 span.end(record)
             except BaseException as error:
-                complain(self._name, tracer, error)
-
-
-def complain(name: str, observer: object, error: BaseException) -> None:
-    """An observer has raised: say so once."""
-    kind = getattr(observer, "__qualname__", type(observer).__qualname__)
-    troubles_of(name).report(
-        ("observer", kind),
-        1,
-        "batcher %r: observer %s failed; this is told once. Failures: %d",
-        name,
-        kind,
-        error=error,
-        pause=ONCE,
-    )
+                self._recorder.complain(self._name, tracer, error)

@@ -96,8 +96,8 @@ class Tally:
         return ProcessStats(
             calls=calls,
             died=self.died,
-            transfer=self._times(transfers, transfer),
-            handling=self._times(handlings, handling),
+            transfer=Histogram(self._buckets.levels(transfers), transfer),
+            handling=Histogram(self._buckets.levels(handlings), handling),
             sent=int(sent),
             received=int(received),
             copied=int(copied),
@@ -105,6 +105,3 @@ class Tally:
             blocks=blocks,
             children=children,
         )
-
-    def _times(self, counts: dict[int, int], total: float) -> Histogram:
-        return Histogram([(self._buckets.time_of(code), counts[code]) for code in sorted(counts)], total)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from ._binding import Binder
 from ._driver import Driver, leave_before_executors
 from ._faces import Faces, View
+from ._log import catch_up
 from ._observing import checked_observer
 from ._options import (
     checked_changes,
@@ -207,7 +208,11 @@ class UBatch(Driver, Faces[T, U]):
         Raises:
             ValueError: `timeout` is negative or not a number.
         """
-        return self._stop(drain, checked_timeout(timeout))
+        timeout = checked_timeout(timeout)
+        try:
+            return self._stop(drain, timeout)
+        finally:
+            catch_up()
 
     async def astop(self, drain: bool = True, timeout: float | None = None) -> bool:
         """`stop` for coroutines: the event loop runs on meanwhile. Cancelling it cancels the waiting alone."""
@@ -215,6 +220,7 @@ class UBatch(Driver, Faces[T, U]):
 
         timeout = checked_timeout(timeout)
         self._close(drain)
+        catch_up()
         if self._cannot_wait():
             return False
         ticket = LoopTicket((), {}, asyncio.get_running_loop())

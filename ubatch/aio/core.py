@@ -11,6 +11,7 @@ from asyncio import get_running_loop
 
 from ubatch import _native, _observing
 from ubatch._binding import Binder, is_coroutine_function
+from ubatch._log import catch_up
 from ubatch._loop import Home, serving
 from ubatch._loop_faces import Faces
 from ubatch._loop_intake import Job
@@ -205,6 +206,7 @@ class UBatch(Observed, Faces[T, U]):
         self._job.closed = True
         self._job.simple = False
         self._tell(Home.close, drain)
+        catch_up()
         if self._is_own_worker(home):
             return False
         quiet = home.quiet()

@@ -238,7 +238,11 @@ class Step(Frozen, Generic[T, U]):
     @property
     def alike(self) -> Callable[..., Hashable] | None:
         """What items of one batch must have in common whatever their key is; `None` if that is nothing."""
-        return _alike if self.stacked else None
+        if not self.stacked:
+            return None
+        from ._stacks import as_array
+
+        return partial(_alike, as_array)
 
     def batcher(self, name: str) -> tuple[UBatch[T, U], list[Callable[[float | None], object]]]:
         """A batcher for the step, that accepts items.
@@ -301,7 +305,8 @@ class Step(Frozen, Generic[T, U]):
         return Here(handler, self.stacked) if self.stacked or is_factory(handler) else handler
 
     def _key(self) -> Callable[..., Hashable] | None:
-        return partial(_alike_and, self.key) if self.stacked else self.key
+        alike = self.alike
+        return self.key if alike is None else partial(_alike_and, self.key, alike)
 
 
 _DEFAULTS: dict[str, Any] = Step.__init__.__kwdefaults__ or {}
@@ -338,22 +343,26 @@ class Here:
             return handler(first, *args, **kwargs)
         import numpy
 
-        return handler(numpy.stack(first), *args, **kwargs)
+        from ._stacks import alike
+
+        return handler(numpy.stack(alike(first)), *args, **kwargs)
 
 
 def _start(place: Any, timeout: float | None) -> None:
     place._present().start(timeout)
 
 
-def _alike(array: Any, /, *args: Any, **kwargs: Any) -> Hashable:
-    try:
-        return tuple(array.shape), array.dtype
-    except AttributeError:
-        raise TypeError(f"a stacked step takes arrays, not {type(array).__name__!r}") from None
+def _alike(as_array: Callable[[Any], Any], /, array: Any, *args: Any, **kwargs: Any) -> Hashable:
+    if not (hasattr(array, "shape") and hasattr(array, "dtype")):
+        raise TypeError(f"a stacked step takes arrays, not {type(array).__name__!r}")
+    array = as_array(array)
+    return array.shape, array.dtype
 
 
-def _alike_and(key: Callable[..., Hashable] | None, /, *args: Any, **kwargs: Any) -> Hashable:
-    return None if key is None else key(*args, **kwargs), _alike(*args, **kwargs)
+def _alike_and(
+    key: Callable[..., Hashable] | None, alike: Callable[..., Hashable], /, *args: Any, **kwargs: Any
+) -> Hashable:
+    return None if key is None else key(*args, **kwargs), alike(*args, **kwargs)
 
 
 def _name_of(handler: Any) -> str:

@@ -21,7 +21,7 @@ from ._options import (
     checked_workers_of,
     rules_for,
 )
-from ._resident import Resident, is_factory, name_of
+from ._resident import Resident, is_factory, name_of, signature_of
 from ._typing import Generic, TypeVar, overload
 from .core import UBatch
 
@@ -87,6 +87,7 @@ class Step(Frozen, Generic[T, U]):
             with `WorkerDied`, or is tried again. `None` for no limit.
         stacked: items are arrays. The handler gets a batch as one array of shape (n, …), in child processes made in
             shared memory at once; arrays that differ in shape or dtype share no batch. It returns n results as ever.
+            Of several arguments only the first is stacked, as the handler has them; the others are lists.
         workers, executor, key, weight, max_weight, padded, max_queue, overflow, aging, isolate, observer: as of a
             `UBatch`. Where `max_queue` is reached, "reject" fails an item that comes from another step with
             `QueueFull`, and "block" lets the step before it wait. A deadline is the flow's.
@@ -201,6 +202,8 @@ class Step(Frozen, Generic[T, U]):
             raise TypeError(f"when must be None or a plain function, not {when!r}")
         if not isinstance(stacked, bool):
             raise TypeError(f"stacked must be True or False, not {stacked!r}")
+        if stacked:
+            _stacked_parameter(next(iter(handlers)))
         checked_name(name)
         checked_max_size(max_size)
         checked_timeout(timeout)
@@ -242,7 +245,8 @@ class Step(Frozen, Generic[T, U]):
             return None
         from ._stacks import as_array
 
-        return partial(_alike, as_array)
+        first = self.handler if callable(self.handler) else self.handler[0]
+        return partial(_alike, as_array, _stacked_parameter(first))
 
     def batcher(self, name: str) -> tuple[UBatch[T, U], list[Callable[[float | None], object]]]:
         """A batcher for the step, that accepts items.
@@ -352,7 +356,10 @@ def _start(place: Any, timeout: float | None) -> None:
     place._present().start(timeout)
 
 
-def _alike(as_array: Callable[[Any], Any], /, array: Any, *args: Any, **kwargs: Any) -> Hashable:
+def _alike(as_array: Callable[[Any], Any], name: str | None, /, *args: Any, **kwargs: Any) -> Hashable:
+    if not args and name not in kwargs:  # it has a default
+        raise TypeError(f"a stacked step takes an array as its first argument{'' if name is None else f', {name!r}'}")
+    array = args[0] if args else kwargs[name]  # type: ignore[index]
     if not (hasattr(array, "shape") and hasattr(array, "dtype")):
         raise TypeError(f"a stacked step takes arrays, not {type(array).__name__!r}")
     array = as_array(array)
@@ -363,6 +370,18 @@ def _alike_and(
     key: Callable[..., Hashable] | None, alike: Callable[..., Hashable], /, *args: Any, **kwargs: Any
 ) -> Hashable:
     return None if key is None else key(*args, **kwargs), alike(*args, **kwargs)
+
+
+def _stacked_parameter(handler: Callable[..., Any]) -> str | None:
+    """Which of the handler's parameters gets the stacked array: the first; `None` if it has no name.
+
+    Raises:
+        TypeError: it cannot be passed by position.
+    """
+    first = next(iter(signature_of(handler).parameters.values()), None)
+    if first is None or first.kind in (first.KEYWORD_ONLY, first.VAR_KEYWORD):
+        raise TypeError(f"a stacked step's handler takes an array as its first argument, unlike {handler!r}")
+    return first.name if first.kind is first.POSITIONAL_OR_KEYWORD else None
 
 
 def _name_of(handler: Any) -> str:

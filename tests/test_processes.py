@@ -1023,6 +1023,16 @@ def test_one_that_cannot_be_sent_disturbs_nobody(make):
         assert batch.stats.batches == 1
 
 
+@pytest.mark.parametrize("odd", [lambda: None, "lock"], ids=["item", "result"])
+def test_a_memoryview_beside_one_that_cannot_be_sent(make, odd):
+    """It is sent as ever: what can be sent is told by the way it is sent."""
+    views = [memoryview(b"small"), memoryview(b"large" * 10_000)]
+    with UBatch(3, 10.0, handler=aliens.with_locks, executor=make(1)) as batch:
+        futures = [batch.submit(item) for item in [*views, odd]]
+        assert futures[2].exception(PATIENCE) is not None
+        assert [future.result(PATIENCE) for future in futures[:2]] == views
+
+
 def test_all_that_cannot_be_sent(make):
     with UBatch(2, 10.0, handler=aliens.names, executor=make(1)) as batch:
         for error in [batch.submit(threading.Lock()) for _ in range(2)]:

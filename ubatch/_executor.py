@@ -19,13 +19,12 @@ from __future__ import annotations
 import contextvars
 import functools
 import os
-import pickle
 import sys
 import weakref
 
 from . import _native
 from ._attempt import listed
-from ._parcels import Unpackable
+from ._parcels import Unpackable, parts
 from .errors import WorkerDied
 
 TYPE_CHECKING = False
@@ -300,9 +299,9 @@ class Executed:
 def _unsendable(item: Any) -> BaseException | None:
     """Why it cannot be pickled, if so."""
     try:
-        pickle.dumps(item, 5)
-    except Exception as error:
-        return error.with_traceback(None)
+        parts(item)
+    except Unpackable as error:
+        return error.__cause__
     return None
 
 

@@ -189,6 +189,21 @@ def pack(
     return parcel
 
 
+def parts(thing: object) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """An object pickled as `pack` does it, but for where its buffers lie: these are its own memory.
+
+    Raises:
+        Unpackable: it cannot be pickled.
+    """
+    chunks = _Chunks()
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        _Pickler(chunks, 5, buffer_callback=buffers.append).dump(thing)
+    except Exception as error:
+        raise Unpackable(str(error)) from error.with_traceback(None)
+    return b"".join(chunks), buffers
+
+
 def unpack(
     inline: memoryview, head: Place | None, places: Sequence[Place], view: Callable[[int, int, int], memoryview]
 ) -> Any:

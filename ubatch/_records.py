@@ -20,6 +20,7 @@ import pickle
 import reprlib
 
 from ._attempt import description
+from ._parcels import Unpackable, parts
 from .errors import HandlerFailed
 
 TYPE_CHECKING = False
@@ -184,8 +185,8 @@ def sendable_results(answer: tuple[Any, list[Record]]) -> tuple[Any, list[Record
 
 def _sendable_result(result: Any) -> Any:
     try:
-        pickle.dumps(result, 5)
-    except Exception as error:
+        parts(result)
+    except Unpackable as error:
         return TypeError(f"the result, a {type(result).__name__}, cannot be sent: {error}")
     return result
 

@@ -164,6 +164,29 @@ def with_locks(items: list[Any]) -> list[Any]:
     return [threading.Lock() if isinstance(item, str) and item == "lock" else item for item in items]
 
 
+def as_form(items: list[Any]) -> Any:
+    """The items, in the form that the first of them names; what cannot be sent, for "lock"."""
+    import collections
+
+    import numpy
+
+    results = with_locks(items)
+    array = numpy.empty(len(items), object)
+    array[:] = results
+    forms = {
+        "generator": lambda results: (result for result in results),
+        "dict_values": lambda results: dict(enumerate(results)).values(),
+        "map": lambda results: map(str, results),
+        "dict": lambda results: dict(enumerate(results)),
+        "0-d ndarray": lambda results: numpy.array(results[-1], object),
+        "list": list,
+        "tuple": tuple,
+        "UserList": collections.UserList,
+        "ndarray": lambda results: array,
+    }
+    return forms[items[0]](results)
+
+
 def load_first(path: str) -> None:
     """Succeeds for the first process alone."""
     with open(path, "x"):

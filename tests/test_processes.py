@@ -21,7 +21,8 @@ import numpy
 import pytest
 from gates import PATIENCE, eventually
 
-from ubatch import UBatch, WorkerDied, _children, _crew
+from ubatch import BadBatchOutputSize, UBatch, WorkerDied, _children, _crew
+from ubatch._executor import Executed, Renewable
 from ubatch._records import logged
 from ubatch._resident import Resident
 from ubatch.processes import ProcessExecutor, RemoteTraceback
@@ -1031,6 +1032,42 @@ def test_a_memoryview_beside_one_that_cannot_be_sent(make, odd):
         futures = [batch.submit(item) for item in [*views, odd]]
         assert futures[2].exception(PATIENCE) is not None
         assert [future.result(PATIENCE) for future in futures[:2]] == views
+
+
+@pytest.mark.parametrize("form", ["list", "tuple", "UserList", "ndarray"])
+def test_a_result_that_cannot_be_sent_is_one_callers_error(make, form):
+    """In whatever the results come; the reason is its cause."""
+    with UBatch(4, 10.0, handler=aliens.as_form, executor=make(1)) as batch:
+        futures = [batch.submit(item) for item in [form, "lock", 3, numpy.ones(30_000)]]
+        error = futures[1].exception(PATIENCE)
+        assert isinstance(error, TypeError)
+        assert "the result, a lock, cannot be sent: cannot pickle" in str(error)
+        assert isinstance(error.__cause__, TypeError)
+        assert futures[0].result() == form
+        assert futures[2].result() == 3
+        assert futures[3].result().sum() == 30_000
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+@pytest.mark.parametrize("form", ["generator", "dict_values", "map", "dict", "0-d ndarray"])
+def test_what_is_no_batch_of_results_and_cannot_be_sent(make, form, isolate):
+    """It is the same error as of a handler in a thread; nothing is tried again; the reason is told."""
+    executor = make(1)
+    with UBatch(4, 10.0, handler=aliens.as_form, executor=executor, isolate=isolate) as batch:
+        futures = [batch.submit(item) for item in [form, 1, 2, "lock"]]
+        errors = [future.exception(PATIENCE) for future in futures]
+        assert [type(error) for error in errors] == [BadBatchOutputSize] * 4
+        assert f"returned a {form} for a batch of 4 items" in str(errors[0])
+        assert isinstance(errors[0].__cause__, RemoteTraceback)
+        assert "cannot pickle" in str(errors[0].__cause__)
+        assert executor.stats.calls == 1
+
+
+def test_one_thing_of_all_items_that_cannot_be_sent_says_why(make):
+    """It is not for the executor to say how many results it was to have."""
+    executed = Executed(aliens.as_form, Renewable(make(1)), "batch", set())
+    with pytest.raises(TypeError, match=r"a dict, cannot be sent: cannot pickle .*lock"):
+        executed(("dict", "lock"))
 
 
 def test_all_that_cannot_be_sent(make):

@@ -158,10 +158,10 @@ class _Served:
             del function, args, kwargs
             try:
                 answer = self._packed((True, result))
-            except Exception:
+            except Unpackable as error:
                 if not is_handler:
                     raise
-                answer = self._packed((True, sendable_results(result)))  # those that can be are not disturbed
+                answer = self._packed((True, sendable_results(result, error)))  # those that can be are not disturbed
         except (ParentGone, SystemExit):
             raise
         except BaseException as error:

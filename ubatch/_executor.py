@@ -24,8 +24,8 @@ import weakref
 
 from . import _native
 from ._attempt import listed
-from ._parcels import Unpackable, parts
-from .errors import WorkerDied
+from ._parcels import NotSent, Unpackable, parts
+from .errors import BadBatchOutputSize, WorkerDied
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -249,6 +249,9 @@ class Executed:
             return heard(wait) if _is_process_pool(executor) else wait()
         except Unpackable as error:
             return self._without_bad(args, kwargs, error)
+        except NotSent as error:
+            size = _size_of(args, kwargs)
+            raise error if size is None else BadBatchOutputSize(size, error.kind) from error.__cause__
         except RuntimeError as error:
             if not _tells_of_breakage(error):
                 raise
@@ -260,9 +263,9 @@ class Executed:
 
     def _without_bad(self, args: tuple[Any, ...], kwargs: dict[str, Any], error: Unpackable) -> Any:
         """Some items cannot be sent: theirs is the error alone. Raises what `__call__` does."""
-        columns = [*args, *kwargs.values()]
-        if not all(type(column) is list for column in columns):  # one thing made of all items
+        if _size_of(args, kwargs) is None:
             raise error.__cause__ or error
+        columns = [*args, *kwargs.values()]
         items = [*zip(*columns, strict=True)]
         errors = {number: bad for number, item in enumerate(items) if (bad := _unsendable(item)) is not None}
         if not errors:
@@ -294,6 +297,12 @@ class Executed:
             return self._handler(*args, **kwargs)
         finally:
             self._threads.discard(thread)
+
+
+def _size_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """How many items a call has; `None` if it has one thing that is made of all."""
+    columns = [*args, *kwargs.values()]
+    return len(columns[0]) if columns and all(type(column) is list for column in columns) else None
 
 
 def _unsendable(item: Any) -> BaseException | None:

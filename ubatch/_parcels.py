@@ -64,6 +64,23 @@ class Unpackable(Exception):
     """Something cannot be pickled; `__cause__` says what."""
 
 
+class NotSent(TypeError):
+    """A handler's output is no batch of results, nor can it be pickled.
+
+    Args:
+        kind: the name of its type.
+        reason: why it cannot be.
+    """
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(kind, reason)
+        self.kind = kind
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"what the handler returned, a {self.kind}, cannot be sent: {self.reason}"
+
+
 class _Chunks(list):  # type: ignore[type-arg]
     """What a pickler writes, as it comes: large strings and bytes as they are, without a copy."""
 

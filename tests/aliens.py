@@ -90,9 +90,28 @@ class Odd(Exception):
         super().__init__(f"{what}: {why}")
 
 
+class Rooted:
+    """Can be pickled, but unpickled only in the process where it was made."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rooted, (type(self), *getattr(self, "args", ()), os.getpid())
+
+
+def _rooted(kind: type[Rooted], *args: Any) -> Rooted:
+    if args[-1] != os.getpid():
+        raise LookupError("not at home")
+    return kind(*args[:-1])
+
+
+class RootedError(Rooted, Exception):
+    """An exception of that kind."""
+
+
 def fail(kind: str = "plain") -> None:
     if kind == "odd":
         raise Odd("a", "b")
+    if kind == "rooted":
+        raise RootedError("far away")
     if kind == "memory":
         bytearray(1 << 60)
     raise ValueError("no")
@@ -165,6 +184,60 @@ def names(items: list[Any]) -> list[Any]:
 
     cannot = {"lock": threading.Lock(), "odd": Odd("a", "b")}
     return [cannot.get(item, type(item).__name__) if item in ("lock", "odd") else type(item).__name__ for item in items]
+
+
+def with_locks(items: list[Any]) -> list[Any]:
+    """The items; what cannot be sent, for "lock", or read where it comes to, for others."""
+    import threading
+
+    made = {"lock": threading.Lock, "rooted": Rooted, "rooted error": lambda: RootedError("far away")}
+    return [made[item]() if isinstance(item, str) and item in made else item for item in items]
+
+
+def beside_rooted(items: list[Any]) -> list[Any]:
+    """The first result can only be read here; the second is large."""
+    import numpy
+
+    return [Rooted(), numpy.ones(50_000)]
+
+
+def rooted_batch(items: list[Any]) -> Any:
+    """Not a list of results."""
+    return Rooted()
+
+
+def noted(items: list[Any], *more: list[Any], **options: list[Any]) -> list[Any]:
+    """As `with_locks`; notes how many items there are, here and in a logger."""
+    import logging
+
+    kept.append(len(items))
+    logging.getLogger("aliens").warning("%d items", len(items))
+    if any(isinstance(item, str) and item == "raise" for item in items):
+        fail("rooted")
+    return with_locks(items)
+
+
+def as_form(items: list[Any]) -> Any:
+    """The items, in the form that the first of them names; what cannot be sent, for "lock"."""
+    import collections
+
+    import numpy
+
+    results = with_locks(items)
+    array = numpy.empty(len(items), object)
+    array[:] = results
+    forms = {
+        "generator": lambda results: (result for result in results),
+        "dict_values": lambda results: dict(enumerate(results)).values(),
+        "map": lambda results: map(str, results),
+        "dict": lambda results: dict(enumerate(results)),
+        "0-d ndarray": lambda results: numpy.array(results[-1], object),
+        "list": list,
+        "tuple": tuple,
+        "UserList": collections.UserList,
+        "ndarray": lambda results: array,
+    }
+    return forms[items[0]](results)
 
 
 def load_first(path: str) -> None:

@@ -29,6 +29,7 @@ from ubatch import (
     WorkerDied,
 )
 from ubatch._course import Farewell
+from ubatch._steps import Here
 from ubatch._waiters import ThreadTicket, deliver
 from ubatch.flow import FlowStats
 
@@ -175,6 +176,11 @@ class Needy:
         raise NotImplementedError
 
 
+class KeywordOnly:
+    def __call__(self, *, items: list[int]) -> list[int]:
+        raise NotImplementedError
+
+
 POOL = ThreadPoolExecutor
 
 
@@ -210,6 +216,7 @@ POOL = ThreadPoolExecutor
         (lambda: Step(double, executor=3), TypeError, "executor .* not 3"),
         (lambda: Step(Increase, executor=POOL), ValueError, "Increase"),
         (lambda: Step(double, stacked=True, executor=POOL), ValueError, "stacked=True"),
+        (lambda: Step(KeywordOnly, stacked=True), TypeError, "array as its first argument, unlike .*KeywordOnly"),
         (lambda: Step(double, start_method="fork"), ValueError, "start_method='fork'"),
         (lambda: Step(double, start_timeout=1.0), ValueError, "start_timeout=1.0"),
         (lambda: Step(double, handler_timeout=1.0), ValueError, "handler_timeout=1.0"),
@@ -407,6 +414,48 @@ def test_stacked_takes_arrays_alone():
     for flow in (Flow(Step(echo, stacked=True)), Flow(echo, Step(echo, stacked=True))):
         with flow, pytest.raises(TypeError, match="takes arrays, not 'int'"):
             flow.ubatch(5)
+
+
+def test_stacked_without_its_array():
+    """The parameter is named, if it has a name, to that caller alone."""
+    with Flow(Step(lambda images=None, scales=1: images, stacked=True)) as flow:
+        with pytest.raises(TypeError, match="'images'"):
+            flow.submit(scales=5)
+        with pytest.raises(TypeError, match="takes arrays, not 'NoneType'"):
+            flow.submit(images=None)
+        assert flow.ubatch(images=np.float64(3)) == 3
+    with Flow(Step(lambda *columns: columns[0], stacked=True)) as flow, pytest.raises(TypeError, match=r"argument$"):
+        flow.submit()
+
+
+class Sparse:
+    """Has a shape and a dtype, but numpy makes no array of it but one of a single object."""
+
+    shape, dtype = (2, 2), np.dtype(float)
+
+
+@pytest.mark.parametrize("odd", [np.ma.masked_greater(np.arange(4.0), 1), Sparse()], ids=["masked", "sparse"])
+def test_what_cannot_be_stacked_is_one_items_error(odd):
+    """At the hand-over, or when it comes out of the step before; its neighbours are served."""
+
+    def total(array):
+        return array.sum(axis=1)
+
+    for flow in (Flow(Step(total, stacked=True)), Flow(echo, Step(total, stacked=True, timeout=0.0))):
+        with flow:
+            with pytest.raises(TypeError, match="cannot be stacked"):
+                flow.ubatch(odd)
+            got = flow.map([np.ones(3), np.ones(3)])
+            assert got == [3, 3]
+            assert flow.steps[-1].stats.errors == 0
+
+
+def test_what_was_made_unlike_since_is_found_out():
+    """A thread stacks by the same rules as a process."""
+    handler = Here(echo, stacked=True)
+    for arrays, error in ([[np.ma.masked_array([1], [True])], TypeError], [[np.ones(2), np.ones(3)], ValueError]):
+        with pytest.raises(error, match="stacked"):
+            handler(arrays)
 
 
 def test_stacked_and_a_class():

@@ -41,6 +41,11 @@ def total(array: Any) -> Any:
     return array.sum(axis=(1, 2))
 
 
+def scaled(images: Any, scales: Any = 1) -> Any:
+    assert isinstance(images, np.ndarray) and isinstance(scales, list)
+    return images.sum(axis=1) * np.array(scales)
+
+
 def same(items: list[Any]) -> list[Any]:
     return items
 
@@ -162,6 +167,20 @@ def test_arrays_are_copied_once_and_passed_on():
         assert (first.copied, first.passed) == (8, 8)
         assert (second.copied, second.passed) == (0, 1)
         assert first.sent >= 8 * images[0].nbytes
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_stacked_is_the_first_of_the_handlers_arguments(processes):
+    """However it is passed; the others are lists."""
+    with Flow(Step(scaled, stacked=True, processes=processes, max_size=4, timeout=PATIENCE)) as flow:
+        one = np.ones(3)
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+            ((one,), {}),
+            ((), {"images": one}),
+            ((one, 2), {}),
+            ((), {"scales": 3, "images": one}),
+        ]
+        assert results([flow.submit(*args, **kwargs) for args, kwargs in calls]) == [3, 3, 6, 9]
 
 
 WRONG = {

@@ -55,7 +55,7 @@ ROWS = (
     ("_executor", "_child"),
     ("_seats", "_options", "_future", "_streams", "_starts"),
     ("_intake", "_loop_intake", "_children"),
-    ("_turns", "_crew"),
+    ("_turns", "_crew", "_piecewise"),
     ("_driver",),
     ("_faces",),
     ("core",),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import pickle
 import random
+import re
 import signal
 import threading
 import time
@@ -22,7 +24,10 @@ import numpy
 import pytest
 from gates import PATIENCE, eventually
 
-from ubatch import UBatch, WorkerDied, _children, _crew
+from ubatch import BadBatchOutputSize, HandlerFailed, UBatch, WorkerDied, _children, _crew
+from ubatch._executor import Executed, Renewable
+from ubatch._parcels import Unreadable
+from ubatch._piecewise import Piecewise
 from ubatch._records import logged
 from ubatch._resident import Resident
 from ubatch.processes import ProcessExecutor, RemoteTraceback
@@ -1027,11 +1032,244 @@ def test_one_that_cannot_be_sent_disturbs_nobody(make):
         assert batch.stats.batches == 1
 
 
+@pytest.mark.parametrize("odd", [lambda: None, "lock"], ids=["item", "result"])
+def test_a_memoryview_beside_one_that_cannot_be_sent(make, odd):
+    """It is sent as ever: what can be sent is told by the way it is sent."""
+    views = [memoryview(b"small"), memoryview(b"large" * 10_000)]
+    with UBatch(3, 10.0, handler=aliens.with_locks, executor=make(1)) as batch:
+        futures = [batch.submit(item) for item in [*views, odd]]
+        assert futures[2].exception(PATIENCE) is not None
+        assert [future.result(PATIENCE) for future in futures[:2]] == views
+
+
+@pytest.mark.parametrize("form", ["list", "tuple", "UserList", "ndarray"])
+def test_a_result_that_cannot_be_sent_is_one_callers_error(make, form):
+    """In whatever the results come; the reason is its cause."""
+    with UBatch(4, 10.0, handler=aliens.as_form, executor=make(1)) as batch:
+        futures = [batch.submit(item) for item in [form, "lock", 3, numpy.ones(30_000)]]
+        error = futures[1].exception(PATIENCE)
+        assert isinstance(error, TypeError)
+        assert "the result, a lock, cannot be sent: cannot pickle" in str(error)
+        assert isinstance(error.__cause__, TypeError)
+        assert futures[0].result() == form
+        assert futures[2].result() == 3
+        assert futures[3].result().sum() == 30_000
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+@pytest.mark.parametrize("form", ["generator", "dict_values", "map", "dict", "0-d ndarray"])
+def test_what_is_no_batch_of_results_and_cannot_be_sent(make, form, isolate):
+    """It is the same error as of a handler in a thread; nothing is tried again; the reason is told."""
+    executor = make(1)
+    with UBatch(4, 10.0, handler=aliens.as_form, executor=executor, isolate=isolate) as batch:
+        futures = [batch.submit(item) for item in [form, 1, 2, "lock"]]
+        errors = [future.exception(PATIENCE) for future in futures]
+        assert [type(error) for error in errors] == [BadBatchOutputSize] * 4
+        assert f"returned a {form} for a batch of 4 items" in str(errors[0])
+        assert isinstance(errors[0].__cause__, RemoteTraceback)
+        assert "cannot pickle" in str(errors[0].__cause__)
+        assert executor.stats.calls == 1
+
+
+def test_one_thing_of_all_items_that_cannot_be_sent_says_why(make):
+    """It is not for the executor to say how many results it was to have."""
+    executed = Executed(aliens.as_form, Renewable(make(1)), "batch", set())
+    with pytest.raises(TypeError, match=r"a dict, cannot be sent: cannot pickle .*lock"):
+        executed(("dict", "lock"))
+
+
 def test_all_that_cannot_be_sent(make):
     with UBatch(2, 10.0, handler=aliens.names, executor=make(1)) as batch:
         for error in [batch.submit(threading.Lock()) for _ in range(2)]:
             with pytest.raises(TypeError, match="pickle"):
                 error.result(PATIENCE)
+
+
+# -- what cannot be read where it comes to --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_an_item_that_cannot_be_read_there_is_one_callers_error(make, isolate):
+    """Those beside it are served, by the one call of the handler that there is."""
+    executor = make(1)
+    items = [numpy.ones(30_000), aliens.Rooted(), memoryview(b"view"), "text", aliens.Rooted()]
+    with UBatch(5, 10.0, handler=aliens.noted, executor=executor, isolate=isolate) as batch:
+        futures = [batch.submit(item) for item in items]
+        for bad in (futures[1], futures[4]):
+            error = bad.exception(PATIENCE)
+            assert type(error) is TypeError
+            assert str(error) == ("the item, a Rooted, cannot be read in the child process: LookupError: not at home")
+            assert isinstance(error.__cause__, RemoteTraceback)
+            assert "in _rooted" in str(error.__cause__) and "_piecewise" not in str(error.__cause__)
+        array, *others = [future.result(PATIENCE) for future in (futures[0], futures[2], futures[3])]
+        assert (array.sum(), others) == (30_000, [b"view", "text"])
+        assert executor.stats.calls == 3
+    assert executor.call(eval, "__import__('aliens').kept") == [3]
+
+
+def test_whatever_parameter_it_comes_with(make):
+    """Each item has something for each of them."""
+    with UBatch(3, 10.0, handler=aliens.noted, executor=make(1)) as batch:
+        futures = [batch.submit(number, "more", rooted=aliens.Rooted() if number == 1 else None) for number in range(3)]
+        with pytest.raises(TypeError, match="the item, a int, a str, a Rooted, cannot be read"):
+            futures[1].result(PATIENCE)
+        assert [futures[number].result(PATIENCE) for number in (0, 2)] == [0, 2]
+
+
+def test_a_stacked_item_that_cannot_be_read_there(make):
+    """An array of objects is as good as any."""
+    good, bad = numpy.array([1, 2], object), numpy.array([1, aliens.Rooted()], object)
+    with UBatch(3, 10.0, handler=aliens.sums_of_rows, executor=make(1, stacked=True)) as batch:
+        futures = [batch.submit(array) for array in (good, bad, good)]
+        with pytest.raises(TypeError, match="the item, a ndarray, cannot be read"):
+            futures[1].result(PATIENCE)
+        assert [futures[number].result(PATIENCE) for number in (0, 2)] == [3, 3]
+
+
+def test_all_that_cannot_be_read_there(make):
+    executor = make(1)
+    with UBatch(2, 10.0, handler=aliens.noted, executor=executor) as batch:
+        for future in [batch.submit(aliens.Rooted()) for _ in range(2)]:
+            with pytest.raises(TypeError, match="the item, a Rooted"):
+                future.result(PATIENCE)
+    assert executor.stats.calls == 2
+
+
+def test_classes_of_a_main_module_that_children_do_not_have(run_python):
+    """As with `python -c`, or in a notebook: be it an item's, the handler itself, or what children start with."""
+    said = "cannot be read in the child process: AttributeError: Can't get attribute"
+    assert run_python(
+        """
+        import subprocess, sys
+        code = '''
+        import logging
+        from ubatch import UBatch
+        from ubatch.processes import ProcessExecutor
+        logging.getLogger("ubatch").setLevel(logging.CRITICAL)
+        class Item: pass
+        def handler(items): return items
+        def told(call):
+            try: return call()
+            except TypeError as error: return str(error).partition(" on ")[0], type(error.__cause__).__name__
+        with ProcessExecutor(1) as executor:
+            with UBatch(3, 10.0, handler=list, executor=executor) as batch:
+                for future in [batch.submit(item) for item in (1, Item(), 3)]:
+                    print(told(future.result))
+            print(told(lambda: UBatch(handler=handler, executor=executor).ubatch(1)))
+            print(told(lambda: executor.call(handler, 1)))
+            print(told(executor.submit(handler, 1).result))
+        print(told(ProcessExecutor(1, initializer=handler, initargs=([],)).start))
+        '''
+        subprocess.run([sys.executable, "-c", code], check=True)
+        """
+    ).splitlines() == [
+        "1",
+        str((f"the item, a Item, {said} 'Item'", "RemoteTraceback")),
+        "3",
+        *[str((f"what was sent {said} 'handler'", "RemoteTraceback"))] * 4,
+    ]
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_a_result_that_cannot_be_read_here_is_one_callers_error(make, isolate, caplog):
+    """The handler is not called again for that; what it logged is logged once."""
+    executor = make(1)
+    items = ["text", "rooted", numpy.ones(30_000), "lock", "rooted error", memoryview(b"view")]
+    with UBatch(6, 10.0, handler=aliens.noted, executor=executor, isolate=isolate) as batch:
+        futures = [batch.submit(item) for item in items]
+        error = futures[1].exception(PATIENCE)
+        assert type(error) is TypeError
+        assert str(error) == "the result, a Rooted, cannot be read: LookupError: not at home"
+        assert isinstance(error.__cause__, LookupError)
+        assert "the result, a lock, cannot be sent" in str(futures[3].exception())
+        assert "RootedError: far away" in str(futures[4].exception())
+        assert futures[0].result() == "text"
+        assert futures[2].result().sum() == 30_000
+        assert futures[5].result() == b"view"
+        assert executor.stats.calls == 2
+    assert executor.call(eval, "__import__('aliens').kept") == [6]
+    assert caplog.messages.count("6 items") == 1
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_what_is_no_batch_of_results_and_cannot_be_read_here(make, isolate):
+    executor = make(1)
+    with UBatch(3, 10.0, handler=aliens.rooted_batch, executor=executor, isolate=isolate) as batch:
+        for future in [batch.submit(number) for number in range(3)]:
+            with pytest.raises(BadBatchOutputSize, match="returned a Rooted for a batch of 3 items"):
+                future.result(PATIENCE)
+    assert executor.stats.calls == 2
+
+
+def test_an_exception_that_cannot_be_read_here(make, caplog):
+    """What is known of it is told, with its traceback; and what was logged before."""
+    executor = make(1)
+    with UBatch(2, 10.0, handler=aliens.noted, executor=executor) as batch:
+        for future in [batch.submit("raise") for _ in range(2)]:
+            with pytest.raises(HandlerFailed, match="RootedError: far away") as caught:
+                future.result(PATIENCE)
+            assert "in fail" in str(caught.value.__cause__)
+    assert executor.call(eval, "__import__('aliens').kept") == [2]
+    assert caplog.messages.count("2 items") == 1
+
+
+def test_what_no_child_can_read_either(make):
+    """As far as can be told: all fail with the error that there was."""
+    error = Unreadable("said", (memoryview(b""), []))
+
+    def call(*_: Any) -> Any:
+        raise LookupError
+
+    with pytest.raises(Unreadable, match="said") as caught:
+        Piecewise(call).results(error)
+    assert caught.value is error
+    assert error.pickled is None
+
+
+@pytest.mark.parametrize("face", ["call", "submit"])
+@pytest.mark.parametrize(
+    ("function", "given", "said"),
+    [
+        (aliens.same, aliens.Rooted(), "what was sent cannot be read in the child process: LookupError: not at home"),
+        (aliens.rooted_batch, None, "the answer of a child process cannot be read: LookupError: not at home"),
+        (aliens.fail, "rooted", "the answer of a child process cannot be read: LookupError: not at home"),
+    ],
+)
+def test_a_single_call_says_what_cannot_be_read_and_where(make, face, function, given, said):
+    executor = make(1)
+    pid = executor.call(aliens.pid)
+    with pytest.raises(TypeError, match=re.escape(said)) as caught:
+        executor.call(function, given) if face == "call" else executor.submit(function, given).result(PATIENCE)
+    assert type(caught.value.__cause__) is (RemoteTraceback if function is aliens.same else LookupError)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == said
+    assert executor.call(aliens.pid) == pid
+
+
+@pytest.mark.parametrize("face", ["call", "submit", "batch"])
+def test_errors_of_reading_keep_no_memory(make, face):
+    """Of what came, once it is known that it cannot be read; as no cycle of objects is left."""
+    executor = make(1)
+    kept: list[BaseException | None] = []
+    gc.disable()
+    try:
+        with UBatch(2, 10.0, handler=aliens.beside_rooted, executor=executor) as batch:
+            for _ in range(5):
+                if face == "call":
+                    with pytest.raises(TypeError) as caught:
+                        executor.call(aliens.beside_rooted, [])
+                    kept.append(caught.value)
+                    del caught
+                elif face == "submit":
+                    kept.append(executor.submit(aliens.beside_rooted, []).exception(PATIENCE))
+                else:
+                    one, other = batch.submit(0), batch.submit(1)
+                    kept.append(one.exception(PATIENCE))
+                    assert other.result(PATIENCE).sum() == 50_000
+                    del one, other
+        assert None not in kept
+        assert executor.stats.blocks < 3 * 524_288
+    finally:
+        gc.enable()
 
 
 # -- statistics -----------------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def outcomes_from(output: Any, expected: int) -> tuple[Sequence[Any], int]:
 
 def listed(output: Any, expected: int) -> list[Any]:
     """A handler's output as a list. Raises BadBatchOutputSize, and whatever a sequence with a mind of its own does."""
-    got = _length(output)
+    got = length(output)
     if got != expected:
         raise BadBatchOutputSize(expected, got)
     return list(output)
@@ -112,7 +112,7 @@ def _errors_apart(results: list[Any]) -> tuple[list[Any], int]:
     return results, sum(isinstance(result, BaseException) for result in results)
 
 
-def _length(output: Any) -> int | str:
+def length(output: Any) -> int | str:
     """The number of results in a handler's output; the name of its type if it is not a batch of results."""
     if isinstance(output, Sequence) and not isinstance(output, (str, bytes, bytearray, memoryview)):
         return len(output)

@@ -22,7 +22,7 @@ import traceback
 from functools import partial
 
 from . import _native
-from ._parcels import Parcel, Unpackable, pack, unpack
+from ._parcels import Parcel, Unpackable, Unreadable, pack, unpack
 from ._records import Failed, Logged, sendable, sendable_results
 from ._shm import Block, Mapped
 from ._wire import Wire
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 GRACE = 2.0
 """Seconds that a call may go on when the parent is gone."""
+
+_SENT = "what was sent cannot be read in the child process"
 
 _prepare: Callable[[], object] | None = None  # where the process was forked: what it is to do as it starts
 
@@ -150,7 +152,7 @@ class _Served:
         """Make the call, and pack what came of it; the answer's views are left to the parent."""
         began = _native.monotonic()
         try:
-            function, args, kwargs = unpack(inline, head, places, self._view)
+            function, args, kwargs = unpack(inline, head, places, self._view, _SENT)
             began = _native.monotonic()
             result = function(*args, **kwargs)
             seconds = _native.monotonic() - began
@@ -158,17 +160,19 @@ class _Served:
             del function, args, kwargs
             try:
                 answer = self._packed((True, result))
-            except Exception:
+            except Unpackable as error:
                 if not is_handler:
                     raise
-                answer = self._packed((True, sendable_results(result)))  # those that can be are not disturbed
+                answer = self._packed((True, sendable_results(result, error)))  # those that can be are not disturbed
         except (ParentGone, SystemExit):
             raise
         except BaseException as error:
             seconds = _native.monotonic() - began
             if isinstance(error, Unpackable):
                 error = error.__cause__ or error
-            origin = error.__cause__ if isinstance(error, Failed) and error.__cause__ is not None else error
+            origin = error
+            if isinstance(error, (Failed, Unreadable)) and error.__cause__ is not None:
+                origin = error.__cause__
             origin.with_traceback(origin.__traceback__ and origin.__traceback__.tb_next)  # without this frame
             told = "".join(traceback.format_exception(type(origin), origin, origin.__traceback__))
             answer = self._packed((False, (sendable(error), told)))

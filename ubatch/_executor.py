@@ -6,6 +6,7 @@ its result; to a batcher it is a handler like any other. `Renewable` has the exe
 Guarantees: a call whose executor breaks under it (a process of a pool was killed) fails with `WorkerDied`, and the
 next call gets a working executor; so does the first call in a forked child, to which the parent's executor is of no
 use. A call that an executor refused, as it had broken before, has not begun: it goes to the next one.
+What of a batch our own processes cannot send or read, be it an item or a result, is the error of its caller alone.
 What `Renewable` made it also shuts down. An executor that was given to it is its giver's.
 
 Assumptions: an executor that has broken says so by `BrokenExecutor`, as those of the standard library, loky's and
@@ -19,14 +20,13 @@ from __future__ import annotations
 import contextvars
 import functools
 import os
-import pickle
 import sys
 import weakref
 
 from . import _native
 from ._attempt import listed
-from ._parcels import Unpackable
-from .errors import WorkerDied
+from ._parcels import NotSent, Unpackable, Unreadable, parts
+from .errors import BadBatchOutputSize, WorkerDied
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -249,7 +249,13 @@ class Executed:
             executor, wait = self._place.submit(self, args, kwargs)
             return heard(wait) if _is_process_pool(executor) else wait()
         except Unpackable as error:
-            return self._without_bad(args, kwargs, error)
+            return self._without_bad(args, kwargs, error.__cause__ or error, _unsendable)
+        except Unreadable as error:
+            if not _is_ours(executor):  # it is what the handler raised
+                raise
+            return self._piecewise(executor, args, kwargs, error)
+        except NotSent as error:
+            raise _judged(error, args, kwargs) from error.__cause__
         except RuntimeError as error:
             if not _tells_of_breakage(error):
                 raise
@@ -259,15 +265,38 @@ class Executed:
         finally:
             del self, executor, wait, args, kwargs  # a traceback refers to this frame: to nobody's items
 
-    def _without_bad(self, args: tuple[Any, ...], kwargs: dict[str, Any], error: Unpackable) -> Any:
-        """Some items cannot be sent: theirs is the error alone. Raises what `__call__` does."""
+    def _piecewise(self, executor: Any, args: tuple[Any, ...], kwargs: dict[str, Any], error: Unreadable) -> Any:
+        """Some items, or results, cannot be read where they came to. Raises what `__call__` does."""
+        from ._records import heard
+
+        try:
+            piecewise = executor._piecewise(self._name)
+            if error.pickled is None:  # the call, in the child
+                return self._without_bad(args, kwargs, error, piecewise.unreadable)
+            if _size_of(args, kwargs) is None:
+                error.pickled = None
+                raise error
+            return heard(functools.partial(piecewise.results, error))
+        except NotSent as other:
+            raise _judged(other, args, kwargs) from other.__cause__
+        finally:
+            del self, args, kwargs  # as above
+
+    def _without_bad(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        error: BaseException,
+        errors_of: Callable[[Sequence[tuple[Any, ...]]], dict[int, Any]],
+    ) -> Any:
+        """Some items cannot be sent, or read: theirs is the error alone. Raises what `__call__` does."""
+        if _size_of(args, kwargs) is None:
+            raise error
         columns = [*args, *kwargs.values()]
-        if not all(type(column) is list for column in columns):  # one thing made of all items
-            raise error.__cause__ or error
         items = [*zip(*columns, strict=True)]
-        errors = {number: bad for number, item in enumerate(items) if (bad := _unsendable(item)) is not None}
+        errors = errors_of(items)
         if not errors:
-            raise error.__cause__ or error
+            raise error
         left = [number for number in range(len(items)) if number not in errors]
         results: Sequence[Any] = ()
         if left:
@@ -297,13 +326,29 @@ class Executed:
             self._threads.discard(thread)
 
 
-def _unsendable(item: Any) -> BaseException | None:
-    """Why it cannot be pickled, if so."""
-    try:
-        pickle.dumps(item, 5)
-    except Exception as error:
-        return error.with_traceback(None)
-    return None
+def _size_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """How many items a call has; `None` if it has one thing that is made of all."""
+    columns = [*args, *kwargs.values()]
+    return len(columns[0]) if columns and all(type(column) is list for column in columns) else None
+
+
+def _judged(error: NotSent, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception:
+    """What the callers of a batch are told of what is no batch of results, and could not be sent."""
+    size = _size_of(args, kwargs)
+    if size is None:
+        return TypeError(f"what the handler returned, a {error.kind}, cannot be sent: {error.reason}")
+    return BadBatchOutputSize(size, error.kind)
+
+
+def _unsendable(items: Sequence[tuple[Any, ...]]) -> dict[int, BaseException]:
+    """Why items cannot be pickled, by the positions of those that cannot be."""
+    errors: dict[int, BaseException] = {}
+    for number, item in enumerate(items):
+        try:
+            parts(item)
+        except Unpackable as error:
+            errors[number] = error.__cause__ or error
+    return errors
 
 
 def _forget(key: int, _: object) -> None:

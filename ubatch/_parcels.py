@@ -11,6 +11,8 @@ from __future__ import annotations
 import pickle
 import sys
 
+from ._attempt import description
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,6 +64,36 @@ class Parcel:
 
 class Unpackable(Exception):
     """Something cannot be pickled; `__cause__` says what."""
+
+
+class Unreadable(TypeError):
+    """What came from another process cannot be unpickled; `__cause__` says why.
+
+    Args:
+        said: what, and why.
+        pickled: it, and its buffers, where it came to; `None` elsewhere. To be forgotten once it is of no use.
+    """
+
+    def __init__(self, said: str, pickled: tuple[memoryview, list[memoryview]] | None = None) -> None:
+        super().__init__(said)
+        self.pickled = pickled
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args
+
+
+class NotSent(Exception):
+    """A handler's output is no batch of results, nor can it be pickled.
+
+    Args:
+        kind: the name of its type.
+        reason: why it cannot be.
+    """
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(kind, reason)
+        self.kind = kind
+        self.reason = reason
 
 
 class _Chunks(list):  # type: ignore[type-arg]
@@ -189,8 +221,27 @@ def pack(
     return parcel
 
 
+def parts(thing: object) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """An object pickled as `pack` does it, but for where its buffers lie: these are its own memory.
+
+    Raises:
+        Unpackable: it cannot be pickled.
+    """
+    chunks = _Chunks()
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        _Pickler(chunks, 5, buffer_callback=buffers.append).dump(thing)
+    except Exception as error:
+        raise Unpackable(str(error)) from error.with_traceback(None)
+    return b"".join(chunks), buffers
+
+
 def unpack(
-    inline: memoryview, head: Place | None, places: Sequence[Place], view: Callable[[int, int, int], memoryview]
+    inline: memoryview,
+    head: Place | None,
+    places: Sequence[Place],
+    view: Callable[[int, int, int], memoryview],
+    failure: str = "the answer of a child process cannot be read",
 ) -> Any:
     """The object that was pickled.
 
@@ -198,8 +249,19 @@ def unpack(
         inline: the pickle, if it came in the message.
         head, places: as of `Parcel`.
         view: gives the bytes in a block; what is made of them lies there.
+        failure: what is to be said if it cannot be unpickled.
 
     Raises:
-        Exception: what its types raise that cannot be unpickled here.
+        Unreadable: it cannot be unpickled here.
+        MemoryError: there is no memory for it.
+        Exception: what `view` raises.
     """
-    return pickle.loads(inline if head is None else view(*head), buffers=[view(*place) for place in places])
+    data, buffers = inline if head is None else view(*head), [view(*place) for place in places]
+    try:
+        return pickle.loads(data, buffers=buffers)
+    except MemoryError:  # no fault of what came
+        raise
+    except Exception as error:
+        raise Unreadable(f"{failure}: {description(error)}", (data, buffers)) from error
+    finally:
+        del data, buffers  # a traceback refers to this frame

@@ -19,7 +19,8 @@ import logging
 import pickle
 import reprlib
 
-from ._attempt import description
+from ._attempt import description, length
+from ._parcels import NotSent, Unpackable, parts
 from .errors import HandlerFailed
 
 TYPE_CHECKING = False
@@ -174,19 +175,49 @@ def sendable(error: BaseException) -> BaseException:
         return HandlerFailed(description(error))
 
 
-def sendable_results(answer: tuple[Any, list[Record]]) -> tuple[Any, list[Record]]:
-    """The answer, with an error in the place of each result that cannot be pickled. Raises TypeError: none has one."""
-    results, records = answer
-    if not isinstance(results, (list, tuple)):
-        raise TypeError(f"a {type(results).__name__} cannot be sent")
-    return [_sendable_result(each) for each in results], records
+class _Caused:
+    """An exception that arrives with its cause, which pickles leave out."""
+
+    def __init__(self, error: Exception, cause: BaseException | None) -> None:
+        self.error = error
+        self.cause = cause
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _caused, (self.error, None if self.cause is None else sendable(self.cause))
 
 
-def _sendable_result(result: Any) -> Any:
+def _caused(error: Exception, cause: BaseException | None) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+def sendable_results(answer: tuple[Any, list[Record]], error: Unpackable) -> tuple[list[Any], list[Record]]:
+    """A handler's answer that cannot be pickled, with an error in the place of each result that cannot be.
+
+    Args:
+        answer: the results, and what was logged.
+        error: why it cannot be pickled.
+
+    Raises:
+        Failed: with `NotSent`, as what was returned is no batch of results.
+        Exception: what a sequence with a mind of its own raises.
+    """
+    output, records = answer
+    size = length(output)
+    if not isinstance(size, int):
+        raise Failed(NotSent(size, str(error)), records) from error.__cause__
+    return [sendable_result(each) for each in output], records
+
+
+def sendable_result(result: Any) -> Any:
+    """A result, or what arrives as an error that says why it cannot be pickled."""
+    if isinstance(result, BaseException):
+        return sendable(result)
     try:
-        pickle.dumps(result, 5)
-    except Exception as error:
-        return TypeError(f"the result, a {type(result).__name__}, cannot be sent: {error}")
+        parts(result)
+    except Unpackable as error:
+        said = TypeError(f"the result, a {type(result).__name__}, cannot be sent: {error}")
+        return _Caused(said, error.__cause__)
     return result
 
 

@@ -23,23 +23,13 @@ def stack(arrays: Sequence[Any]) -> tuple[Any, tuple[Block, memoryview] | None]:
         An array of shape (n, …), and the block that was taken for it, with a view of it, if there was one.
 
     Raises:
-        TypeError, ValueError: they differ in shape or type, or there is none.
+        TypeError, ValueError: as of `alike`.
         OSError: there is no memory.
     """
     import numpy
 
-    if any(isinstance(array, numpy.ma.MaskedArray) for array in arrays):
-        raise TypeError("arrays with masks cannot be stacked: pass data and mask on their own")
-    given = [numpy.asarray(array) for array in arrays]
-    if not given:
-        raise ValueError("there are no arrays to stack")
+    given = alike(arrays)
     first = given[0]
-    for array in given:
-        if array.shape != first.shape or array.dtype != first.dtype:
-            raise ValueError(
-                f"arrays that are stacked must be alike; one is {array.dtype} of shape {array.shape}, another "
-                f"{first.dtype} of shape {first.shape}"
-            )
     size = first.nbytes * len(given)
     if size < SMALL or first.dtype.hasobject:
         return numpy.stack(given), None
@@ -52,6 +42,45 @@ def stack(arrays: Sequence[Any]) -> tuple[Any, tuple[Block, memoryview] | None]:
     for number, array in enumerate(given):
         stacked[number, ...] = array
     return stacked, (block, view)
+
+
+def alike(arrays: Sequence[Any]) -> list[Any]:
+    """Arrays as they are stacked, all of numpy.
+
+    Raises:
+        TypeError: one cannot be stacked, see `as_array`.
+        ValueError: they differ in shape or dtype, or there is none.
+    """
+    given = [as_array(array) for array in arrays]
+    if not given:
+        raise ValueError("there are no arrays to stack")
+    first = given[0]
+    for array in given:
+        if array.shape != first.shape or array.dtype != first.dtype:
+            raise ValueError(
+                f"arrays that are stacked must be alike; one is {array.dtype} of shape {array.shape}, another "
+                f"{first.dtype} of shape {first.shape}"
+            )
+    return given
+
+
+def as_array(given: Any) -> Any:
+    """What is to be stacked, as an array of numpy.
+
+    Raises:
+        TypeError: some of it would be lost: it has a mask, or numpy makes another thing of it.
+        Exception: what its type raises of which numpy cannot make an array.
+    """
+    import numpy
+
+    if type(given) is numpy.ndarray:
+        return given
+    if isinstance(given, numpy.ma.MaskedArray):
+        raise TypeError("arrays with masks cannot be stacked: pass data and mask on their own")
+    array = numpy.asarray(given)
+    if array.shape != tuple(getattr(given, "shape", array.shape)):
+        raise TypeError(f"a {type(given).__name__} cannot be stacked: numpy makes no array of its shape of it")
+    return array
 
 
 def _place(arrays: Sequence[Any]) -> tuple[int, int, int] | None:

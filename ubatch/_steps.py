@@ -21,7 +21,7 @@ from ._options import (
     checked_workers_of,
     rules_for,
 )
-from ._resident import Resident, is_factory, name_of, without_arguments
+from ._resident import Resident, is_factory, name_of, signature_of, without_arguments
 from ._typing import Generic, TypeVar, overload
 from .core import UBatch
 
@@ -88,6 +88,7 @@ class Step(Frozen, Generic[T, U]):
             with `WorkerDied`, or is tried again. `None` for no limit.
         stacked: items are arrays. The handler gets a batch as one array of shape (n, …), in child processes made in
             shared memory at once; arrays that differ in shape or dtype share no batch. It returns n results as ever.
+            Of several arguments only the first is stacked, as the handler has them; the others are lists.
         workers, executor, key, weight, max_weight, padded, max_queue, overflow, aging, isolate, observer: as of a
             `UBatch`. Where `max_queue` is reached, "reject" fails an item that comes from another step with
             `QueueFull`, and "block" lets the step before it wait. A deadline is the flow's: a batch leaves early
@@ -203,6 +204,8 @@ class Step(Frozen, Generic[T, U]):
             raise TypeError(f"when must be None or a plain function, not {when!r}")
         if not isinstance(stacked, bool):
             raise TypeError(f"stacked must be True or False, not {stacked!r}")
+        if stacked:
+            _stacked_parameter(next(iter(handlers)))
         checked_name(name)
         checked_max_size(max_size)
         checked_timeout(timeout)
@@ -240,7 +243,12 @@ class Step(Frozen, Generic[T, U]):
     @property
     def alike(self) -> Callable[..., Hashable] | None:
         """What items of one batch must have in common whatever their key is; `None` if that is nothing."""
-        return _alike if self.stacked else None
+        if not self.stacked:
+            return None
+        from ._stacks import as_array
+
+        first = self.handler if callable(self.handler) else self.handler[0]
+        return partial(_alike, as_array, _stacked_parameter(first))
 
     def batcher(self, name: str) -> tuple[UBatch[T, U], list[Callable[[float | None], object]]]:
         """A batcher for the step, that accepts items.
@@ -303,7 +311,8 @@ class Step(Frozen, Generic[T, U]):
         return Here(handler, self.stacked) if self.stacked or is_factory(handler) else handler
 
     def _key(self) -> Callable[..., Hashable] | None:
-        return partial(_alike_and, self.key) if self.stacked else self.key
+        alike = self.alike
+        return self.key if alike is None else partial(_alike_and, self.key, alike)
 
 
 _DEFAULTS: dict[str, Any] = Step.__init__.__kwdefaults__ or {}
@@ -340,22 +349,41 @@ class Here:
             return handler(first, *args, **kwargs)
         import numpy
 
-        return handler(numpy.stack(first), *args, **kwargs)
+        from ._stacks import alike
+
+        return handler(numpy.stack(alike(first)), *args, **kwargs)
 
 
 def _start(place: Any, timeout: float | None) -> None:
     place._present().start(timeout)
 
 
-def _alike(array: Any, /, *args: Any, **kwargs: Any) -> Hashable:
-    try:
-        return tuple(array.shape), array.dtype
-    except AttributeError:
-        raise TypeError(f"a stacked step takes arrays, not {type(array).__name__!r}") from None
+def _alike(as_array: Callable[[Any], Any], name: str | None, /, *args: Any, **kwargs: Any) -> Hashable:
+    if not args and name not in kwargs:  # it has a default
+        raise TypeError(f"a stacked step takes an array as its first argument{'' if name is None else f', {name!r}'}")
+    array = args[0] if args else kwargs[name]  # type: ignore[index]
+    if not (hasattr(array, "shape") and hasattr(array, "dtype")):
+        raise TypeError(f"a stacked step takes arrays, not {type(array).__name__!r}")
+    array = as_array(array)
+    return array.shape, array.dtype
 
 
-def _alike_and(key: Callable[..., Hashable] | None, /, *args: Any, **kwargs: Any) -> Hashable:
-    return None if key is None else key(*args, **kwargs), _alike(*args, **kwargs)
+def _alike_and(
+    key: Callable[..., Hashable] | None, alike: Callable[..., Hashable], /, *args: Any, **kwargs: Any
+) -> Hashable:
+    return None if key is None else key(*args, **kwargs), alike(*args, **kwargs)
+
+
+def _stacked_parameter(handler: Callable[..., Any]) -> str | None:
+    """Which of the handler's parameters gets the stacked array: the first; `None` if it has no name.
+
+    Raises:
+        TypeError: it cannot be passed by position.
+    """
+    first = next(iter(signature_of(handler).parameters.values()), None)
+    if first is None or first.kind in (first.KEYWORD_ONLY, first.VAR_KEYWORD):
+        raise TypeError(f"a stacked step's handler takes an array as its first argument, unlike {handler!r}")
+    return first.name if first.kind is first.POSITIONAL_OR_KEYWORD else None
 
 
 def _name_of(handler: Any) -> str:

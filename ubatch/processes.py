@@ -19,7 +19,8 @@ from . import _native
 from ._children import RemoteTraceback
 from ._crew import Crew, settle
 from ._options import checked_limit, checked_name, checked_timeout, checked_workers
-from ._parcels import Unpackable
+from ._parcels import Unpackable, Unreadable
+from ._piecewise import Piecewise
 from ._process_stats import ChildStats, ProcessStats
 from ._records import heard, logged
 from ._stacks import stack
@@ -162,16 +163,30 @@ class ProcessExecutor(Executor):
         Raises:
             WorkerDied: the process died, or none can be started; says how.
             RuntimeError: the executor has been shut down.
+            TypeError: something does not unpickle, there or here; says what.
             Exception: what the function raised, with the traceback in `__cause__`; something does not pickle.
         """
         try:
             return heard(partial(self._run, self._crew.name, logged(fn), args, kwargs))
         except Unpackable as error:
             raise error.__cause__ or error from None
+        except Unreadable as error:
+            error.pickled = None  # not to be kept with it
+            raise
 
     def _run(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """`call` for a batcher of that name. Raises Unpackable: function or arguments do not pickle."""
+        """`call` for a batcher of that name.
+
+        Raises:
+            Unpackable: function or arguments do not pickle.
+            Unreadable: they do not unpickle there; or the answer does not here.
+            Exception: as of `call`.
+        """
         return _called(self._crew, self._stacked, name, fn, args, kwargs)
+
+    def _piecewise(self, name: str) -> Piecewise:
+        """Finds out, for a batcher of that name, what of a batch it is that cannot be read."""
+        return Piecewise(partial(self._crew.call, name))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls. Processes end once they have done what was submitted.
@@ -235,6 +250,8 @@ def _made(crew: Crew, stacked: bool, calls: Sequence[Any]) -> list[Any]:
         except Unpackable as error:
             outcomes.append(error.__cause__)
         except BaseException as error:
+            if isinstance(error, Unreadable):
+                error.pickled = None  # as above
             outcomes.append(error)
     return outcomes
 

@@ -15,7 +15,6 @@ from functools import partial
 from ._binding import UNBOUND
 from ._lanes import Lanes
 from ._native import monotonic
-from ._recorder import Recorder
 from ._terms import INFINITE
 from .errors import DeadlineExceeded, QueueFull, Stopped, warn_caller
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from ._binding import Binder, Call
     from ._executor import Renewable
     from ._policy import Adaptive, Window
+    from ._recorder import Recorder
     from ._schedule import Fifo
     from ._terms import Asked, Rules, Terms
     from .stats import Counters
@@ -54,6 +54,9 @@ class Job:
         "workers",
     )
 
+    recorder: Recorder
+    """Set by the batcher; a forked child has another."""
+
     def __init__(
         self,
         name: str,
@@ -76,7 +79,6 @@ class Job:
         self.is_coroutine = False
         self.started = False
         self.closed = False
-        self.recorder = Recorder()
         self.special = rules.special  # whether items have terms
         self.simple = False
         """Whether a call with one argument needs but to be queued."""

@@ -827,6 +827,7 @@ def inherited(futures):
     assert errors == len(futures), errors
 
 async def main(forks):
+    asyncio.get_running_loop().slow_callback_duration = 60.0  # a fork is one
     opening.event = asyncio.Event()
     opened.clear()
     futures = []

@@ -52,6 +52,8 @@ NEVER = sys.maxsize
 MOMENT = 0.01
 """Seconds after which a shift follows one that was cancelled: a loop that is ending has ended by then."""
 
+_inherited: list[Shift] = []  # in a forked child: those of its parent
+
 serving: contextvars.ContextVar[Shift | None] = contextvars.ContextVar("ubatch_serving", default=None)
 """The shift whose handler runs; also in tasks and threads that the handler starts, as they inherit its context."""
 
@@ -416,7 +418,9 @@ class Home(Intake):
         """In a forked child, by its only thread: fail what there is. The batcher has forgotten this home.
 
         The loop is the parent's. If it runs here on, as who has forked is one of its tasks, its shifts find nothing.
+        Else they never end: they are kept, as asyncio tells of tasks that are collected before.
         """
+        _inherited.extend(self.busy)
         tickets = [*self.schedule.next(NEVER), *(ticket for shift in self.busy for ticket in shift.batch)]
         self.schedule = Fifo()
         while self.busy:

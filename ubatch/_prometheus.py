@@ -250,9 +250,15 @@ class _Files(_Exporter):
         """The first batch of this process: begin to write, and look at no other."""
         stopped = self._stopped  # before the look at _disarm: `close` may have both changed at any moment
         disarm, self._disarm = self._disarm, None
-        if disarm is not None:
-            disarm()
+        if disarm is None:
+            return
+        try:
             _native.start_thread("ubatch-metrics", partial(self._keep_writing, [True], stopped))
+        except RuntimeError:  # a limit of the system: the next batch may do it. Or the interpreter exits
+            self._disarm = disarm
+            if stopped is self._stopped:
+                return
+        disarm()
 
     def _keep_writing(self, begin: list[bool], stopped: Any) -> None:
         try:

@@ -21,7 +21,8 @@ import pytest
 from gates import PATIENCE, Gate, echo, eventually, in_thread, results
 
 from ubatch import Stopped, UBatch, WorkerDied, aio, dynamically
-from ubatch._executor import _twin
+from ubatch._executor import Renewable, _twin
+from ubatch.processes import ProcessExecutor
 
 pytestmark = pytest.mark.usefixtures("_processes_may_be_spawned")
 
@@ -563,6 +564,59 @@ def test_giving_up_on_an_executor(kind, where):
     finally:
         opened.set()
     eventually(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("stuck")])
+
+
+def test_what_processes_did_is_not_seen_to_go_down():
+    """Wherever a look comes upon the dropping of an executor that was made, its numbers are the same."""
+    with UBatch(4, 0, handler=echo, executor=lambda: ProcessExecutor(1)) as batch:
+        batch.map(range(8))
+        place, seen = batch._place, set()
+        calls = place.stats.calls
+
+        def trace(frame: Any, event: str, arg: object) -> Any:
+            if frame.f_code is Renewable._drop.__code__:
+                frame.f_trace_opcodes = True
+                seen.add(place.stats.calls)
+                return trace
+            return None
+
+        sys.settrace(trace)
+        try:
+            place.close(True)
+        finally:
+            sys.settrace(None)
+        assert seen == {calls} == {place.stats.calls}
+        batch.map(range(8))
+        assert place.stats.calls == 2 * calls
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_numbers_of_an_executor_that_was_used_before_in_a_forked_child(run_python):
+    """It counts anew there, and so does its batcher."""
+    printed = run_python(
+        """
+        import os, sys, warnings
+        from ubatch import UBatch
+        from ubatch.processes import ProcessExecutor
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+
+        def echo(items):
+            return items
+
+        if __name__ == "__main__":
+            with ProcessExecutor(1) as executor:
+                UBatch(4, 0, handler=echo, executor=executor).map(range(8))
+                with UBatch(4, 0, handler=echo, executor=executor) as batch:
+                    print(batch.stats.processes.calls, batch.map(range(4)), batch.stats.processes.calls, flush=True)
+                    pid = os.fork()
+                    if not pid:
+                        print(batch.map(range(8)), batch.stats.processes.calls, flush=True)
+                        executor.kill_workers()
+                        os._exit(0)
+                    assert os.waitpid(pid, 0)[1] == 0
+        """
+    )
+    assert printed.splitlines() == ["0 [0, 1, 2, 3] 1", "[0, 1, 2, 3, 4, 5, 6, 7] 2"]
 
 
 FORKS = """

@@ -780,6 +780,102 @@ asyncio.run(forking())
     )
 
 
+def test_batchers_of_event_loops(run_python):
+    """They count anew in the child, and work there in a loop of its own; what was inherited fails, and nobody hangs."""
+    run_python(
+        COMMON
+        + """
+import asyncio
+from ubatch import aio, _observing
+
+class Opening:
+    "What the loop's handler waits for; made in the loop."
+
+async def asynchronous(items):
+    entered.set()
+    await opening.event.wait()
+    return [2 * item for item in items]
+
+opening = Opening()
+batches = [
+    aio.UBatch(2, 0, handler=asynchronous),
+    aio.UBatch(2, 0, handler=asynchronous, deadline=60.0),
+    aio.UBatch(2, 0, handler=handler),
+]
+waiting = aio.UBatch(2, 0)  # for a handler and a start
+warnings.simplefilter("ignore", RuntimeWarning)  # of that
+
+def works(number):
+    async def main():
+        opening.event = asyncio.Event()
+        opening.event.set()
+        opened.set()
+        for batch in batches:
+            assert await batch.map(range(number)) == [2 * item for item in range(number)]
+            assert (batch.stats.items, batch.stats.wait.count, batch.stats.queued) == (number, number, 0), batch.stats
+            assert await batch.stop()
+    asyncio.run(main())
+
+def inherited(futures):
+    errors = 0
+    for future in futures:
+        assert future.done()
+        try:
+            future.result()
+        except WorkerDied as error:
+            errors += "parent" in str(error)
+    assert errors == len(futures), errors
+
+async def main(forks):
+    asyncio.get_running_loop().slow_callback_duration = 60.0  # a fork is one
+    opening.event = asyncio.Event()
+    opened.clear()
+    futures = []
+    for batch in batches:
+        entered.clear()
+        futures += [batch.submit(number) for number in range(5)]
+        while not entered.on:
+            await asyncio.sleep(0.001)
+        assert (batch.stats.queued, batch.stats.running) == (3, 2)
+    futures.append(waiting.submit(1))
+    stops = [asyncio.ensure_future(batch.stop()) for batch in batches[:1]]
+    await asyncio.sleep(0)
+    pids = await forks(futures)
+    opening.event.set()
+    opened.set()
+    assert await asyncio.gather(*futures[:-1]) == 3 * [0, 2, 4, 6, 8]
+    await asyncio.gather(*stops)
+    batches[0].start()
+    futures[-1].cancel()
+    join(*pids)
+
+def child(futures):
+    for batch in (*batches, waiting):
+        stats = batch.stats
+        assert (stats.queued, stats.running, stats.items, stats.wait.count) == (0, 0, 0, 0), stats
+    inherited(futures)
+    batches[0].start()
+    in_thread(works, 3).join()
+
+async def by_the_loop(futures):
+    return [fork(lambda: child(futures))]
+
+async def by_another_thread(futures):
+    pids = []
+    thread = in_thread(lambda: pids.append(fork(lambda: child(futures))))
+    while thread.is_alive():
+        await asyncio.sleep(0.001)
+    return pids
+
+for debug in (False, True):
+    for forks in (by_the_loop, by_another_thread):
+        asyncio.run(main(forks), debug=debug)
+join(fork(lambda: works(2)))  # after its loop was closed
+assert batches[1].stats.items == 20
+"""
+    )
+
+
 def test_fork_while_many_threads_submit(run_python, seed):
     """50 forks under load, provoked at all moments by a tiny switch interval: children work, nobody notices."""
     run_python(

@@ -44,6 +44,7 @@ from ubatch import (  # noqa: E402
     WorkerDied,
     _changes,
     _observing,
+    _opentelemetry,
     _prometheus,
     aio,
     metrics,
@@ -178,7 +179,7 @@ def test_times_are_in_their_buckets(all_shown, scrape):
         batch.map([1])
         run = batch.stats.run.sum
     samples = scrape()
-    for bound in _prometheus.SECONDS:
+    for bound in _changes.SECONDS:
         found = value(samples, "batch_run_seconds_bucket", batcher="measured", le=str(bound))
         assert found == (run <= bound) or abs(run - bound) < bound / 8
 
@@ -223,13 +224,76 @@ def test_forgotten_batchers_still_count(all_shown, registry, scrape, monkeypatch
     assert len(exporter._changes._gone) <= 10
 
 
-def test_a_batcher_that_is_seen_while_it_is_collected(all_shown, registry, scrape):
-    """It has told its last numbers, and may still be found for a moment: it counts once."""
-    exporter = _prometheus._exporters[registry]
+def test_a_batcher_that_is_seen_while_it_is_collected(all_shown, registry, scrape, monkeypatch):
+    """It counts once, however many look before and after an exporter is told of it, while it may still be found."""
+    found: list[Samples] = []
+
+    def look(_: object) -> None:
+        for _ in range(2):
+            thread = threading.Thread(target=lambda: found.append(scrape()))
+            thread.start()
+            thread.join()
+
+    monkeypatch.setattr(_observing, "mourners", [lambda: look, *_observing.mourners, lambda: look])
     with UBatch(handler=handler, name="measured") as batch:
         batch.map([1, 2])
-    exporter._changes._mourn(batch)
-    assert value(scrape(), "items_total", batcher="measured") == 2
+    number = batch._number
+    del batch
+    eventually(lambda: gc.collect() is not None and len(found) == 4)
+    found.append(scrape())
+    assert [value(samples, "items_total", batcher="measured") for samples in found[2:]] == [2, 2, 2]
+    assert number not in _prometheus._exporters[registry]._changes._seen
+
+
+def test_a_look_from_a_signal_handler(all_shown, scrape, monkeypatch):
+    """One that comes upon another look, wherever: nothing is told twice, no number goes down, and no scrape fails."""
+    batch = UBatch(handler=handler, name="measured")
+    other = UBatch(handler=handler, name="other")
+    read, nested = UBatch.stats.fget, []
+
+    def interrupted(self: Any) -> Any:
+        stats = read(self)
+        if nested:
+            nested.pop()
+            batch.map([1])
+            assert value(scrape(), "items_total", batcher="measured") == 1
+        return stats
+
+    with batch, other:
+        batch.map([1])
+        scrape()
+        nested += [1]
+        with monkeypatch.context() as patch:
+            patch.setattr(UBatch, "stats", property(interrupted))
+            found = scrape()
+        assert 1 <= value(found, "items_total", batcher="measured") <= 2
+        assert value(scrape(), "items_total", batcher="measured") == 2
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_a_snapshot_that_fails_loses_nothing(all_shown, registry, scrape, monkeypatch, caplog, error):
+    """Nor does a look that is interrupted: the next tells all."""
+    batches = [UBatch(handler=handler, name=f"measured {number}") for number in range(3)]
+    read = UBatch.stats.fget
+
+    def stats(self: Any) -> Any:
+        if self is batches[1]:
+            raise error
+        return read(self)
+
+    for batch in batches:
+        with batch:
+            batch.map([1])
+    with monkeypatch.context() as patch:
+        patch.setattr(UBatch, "stats", property(stats))
+        if error is KeyboardInterrupt:
+            with pytest.raises(KeyboardInterrupt):
+                scrape()
+        else:
+            assert value(scrape(), "items_total", batcher="measured 2") == 1
+            assert "'measured 1': its statistics cannot be told" in caplog.text
+    found = scrape()
+    assert [value(found, "items_total", batcher=f"measured {number}") for number in range(3)] == [1, 1, 1]
 
 
 def test_a_batcher_that_gets_its_name_late(all_shown, scrape):
@@ -324,6 +388,58 @@ def test_a_forgotten_batcher_ends_nothing(registry, scrape):
     assert scrape() == {}
 
 
+def test_somebody_else_takes_it_out_of_the_registry(registry, scrape):
+    """Then its end has nothing to do there, and it can be put there again."""
+    end = metrics.prometheus(registry=registry)
+    registry.unregister(_prometheus._exporters[registry])
+    end()
+    end = metrics.prometheus(registry=registry)
+    with UBatch(handler=handler, name="measured") as batch:
+        batch.map([1])
+    assert value(scrape(), "items_total", batcher="measured") == 1
+    end()
+
+
+def test_a_registry_that_is_forgotten_without_an_end():
+    """Its exporter goes with it."""
+    gc.collect()
+    before = len(_observing.mourners)
+    for _ in range(3):
+        metrics.prometheus(registry=CollectorRegistry())
+    eventually(lambda: gc.collect() is not None and len(_observing.mourners) == before)
+    assert not [one for one in _observing._everywhere if isinstance(one, _prometheus._Exporter)]
+
+
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [(metrics.prometheus, "registry"), (metrics.opentelemetry, "meter_provider"), (metrics.traces, "tracer_provider")],
+)
+@pytest.mark.parametrize("wrong", ["nonsense", 1])
+def test_what_is_no_registry_and_no_provider(way, name, wrong):
+    with pytest.raises(TypeError, match=f"^{name} must .* not {wrong!r}$"):
+        way(**{name: wrong})
+
+
+def number_of_living(name: str) -> int:
+    return sum(batcher.name == name for batcher in _observing.batchers())
+
+
+@pytest.mark.usefixtures("_processes_may_be_spawned")
+def test_batchers_that_share_an_executor_one_after_another(all_shown, scrape):
+    """Each has the calls that were made since it was made, and all together none twice; children are those of now."""
+    with ProcessExecutor(1) as executor:
+        for number in range(5):
+            with UBatch(handler=far.fate, executor=executor, name="measured") as batch:
+                batch.map([str(number)])
+            assert batch.stats.processes.calls == 1
+            del batch
+        assert executor.stats.calls == 5
+        eventually(lambda: gc.collect() is not None and not number_of_living("measured"))
+        samples = scrape()
+    assert value(samples, "process_handling_seconds_count", batcher="measured") == 5
+    assert ("ubatch_process_up", frozenset({("batcher", "measured"), ("child", "1")})) not in samples
+
+
 def test_a_flow_is_all_its_steps(registry, scrape):
     """To metrics, and to observers."""
     seen: list[str] = []
@@ -399,11 +515,10 @@ def test_a_process_of_several(run_python, tmp_path):
         ubatch._prometheus.INTERVAL = 0.01
         end = ubatch.metrics.prometheus()
         batch = ubatch.UBatch(handler=lambda items: items, name="measured")
-        [exporter] = ubatch._prometheus._exporters.values()
         def items():
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)
-            with exporter._lock:  # prometheus_client cannot read a file that is just being made
+            with ubatch._prometheus._writing:  # prometheus_client cannot read a file that is just being made
                 return registry.get_sample_value("ubatch_items_total", {"batcher": "measured"})
         def until(number):
             while items() != number:
@@ -457,9 +572,8 @@ def test_files_of_a_process_that_is_shown_again(run_python, tmp_path):
         for number in range(1, 4):
             end = ubatch.metrics.prometheus()
             batch.map([1])
-            [exporter] = ubatch._prometheus._exporters.values()
             while True:
-                with exporter._lock:  # prometheus_client cannot read a file that is just being made
+                with ubatch._prometheus._writing:  # prometheus_client cannot read a file that is just being made
                     if (items() or 0) >= number:
                         break
                 time.sleep(0.01)
@@ -486,6 +600,200 @@ def test_what_the_last_moments_brought_is_written_at_exit(run_python, tmp_path):
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry, str(tmp_path))
     assert registry.get_sample_value("ubatch_items_total", {"batcher": "measured"}) == 10
+
+
+@pytest.mark.parametrize("how", ["fork", "spawn", "forkserver"])
+def test_what_a_child_of_multiprocessing_did_is_written_at_its_end(run_python, tmp_path, how):
+    """However it was started, and although nothing of `atexit` is done in one that was forked."""
+    (tmp_path / "files").mkdir()
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"""
+import multiprocessing, ubatch, ubatch.metrics
+
+def work():
+    with ubatch.UBatch(handler=list, name="measured") as batch:
+        batch.map(range(10))
+
+ubatch.metrics.prometheus()
+if __name__ == "__main__":
+    work()
+    child = multiprocessing.get_context({how!r}).Process(target=work)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+"""
+    )
+    run_python(
+        f"import runpy; runpy.run_path({str(program)!r}, run_name='__main__')"
+        if how == "fork"
+        else f"import subprocess, sys; subprocess.run([sys.executable, {str(program)!r}], check=True)",
+        env={"PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "files"), "PYTHONPATH": os.pathsep.join(sys.path)},
+        options=["-W", "ignore::DeprecationWarning"],  # of forks beside threads
+    )
+    assert written(tmp_path / "files")("ubatch_items_total", {"batcher": "measured"}) == 20
+
+
+def written(files: Path) -> Callable[..., float | None]:
+    """The values of samples, as a scrape reads them."""
+    from prometheus_client import multiprocess
+
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry, str(files))
+    return registry.get_sample_value
+
+
+def test_the_exit_is_written_after_batchers_were_stopped(run_python, tmp_path):
+    """What was queued is given up, and what ran has run, when the last is written."""
+    run_python(
+        """
+        import time, ubatch, ubatch.metrics
+        ubatch.metrics.prometheus()
+        batch = ubatch.UBatch(4, 0, handler=lambda items: time.sleep(0.3) or items, name="measured")
+        futures = [batch.submit(number) for number in range(12)]
+        while batch.stats.running != 4:
+            time.sleep(0.001)
+        """,
+        env={"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+    )
+    of = {"batcher": "measured"}
+    sample = written(tmp_path)
+    assert sample("ubatch_batch_run_seconds_count", of) == 1
+    assert sample("ubatch_unserved_items_total", {**of, "cause": "dropped"}) == 8
+    assert sample("ubatch_queued_items", of) in (0, None)  # of processes that live
+
+
+def test_files_have_everything_once_whatever_the_registry(run_python, tmp_path):
+    """Several registries are one, also where a registry is one for such files itself."""
+    printed = run_python(
+        """
+        import ubatch, ubatch.metrics
+        from prometheus_client import CollectorRegistry, generate_latest, multiprocess
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)
+        ends = [ubatch.metrics.prometheus(registry=one) for one in (CollectorRegistry(), None, registry)]
+        with ubatch.UBatch(handler=list, name="measured") as batch:
+            batch.map(range(10))
+        for end in ends:
+            end()
+        print([line for line in generate_latest(registry).decode().splitlines() if line.startswith("ubatch_items")])
+        """,
+        env={"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+    )
+    assert printed == """['ubatch_items_total{batcher="measured"} 10.0']\n"""
+
+
+def test_files_that_cannot_be_written(run_python, tmp_path):
+    """That is told once, and the thread goes on; who ends it is told, and then it has ended."""
+    files = tmp_path / "files"
+    files.mkdir()
+    printed = run_python(
+        """
+        import logging, os, shutil, threading, time
+        import ubatch, ubatch.metrics
+        from ubatch import _observing
+        folder = os.environ["PROMETHEUS_MULTIPROC_DIR"]
+        ubatch._prometheus.INTERVAL = 0.01
+        logging.basicConfig(format="%(message)s")
+        told = []
+        logging.getLogger("ubatch").addFilter(lambda record: told.append(record.getMessage()))
+        end = ubatch.metrics.prometheus()
+        [exporter] = ubatch._prometheus._exporters.values()
+        shutil.rmtree(folder)
+        tries = []
+        flush = exporter.flush
+        exporter.flush = lambda: tries.append(1) or flush()
+        batch = ubatch.UBatch(handler=list, name="measured").start()
+        batch.map([1])
+        while len(tries) < 5:
+            time.sleep(0.01)
+        assert [message for message in told if "prometheus_client" in message] == told and len(told) == 1, told
+        try:
+            end()
+        except FileNotFoundError:
+            print("told")
+        end()
+        while any(thread.name == "ubatch-metrics" for thread in threading.enumerate()):
+            time.sleep(0.01)
+        assert not exporter.is_wanted and not batch._recorder.attentive
+        """,
+        env={"PROMETHEUS_MULTIPROC_DIR": str(files)},
+    )
+    assert printed == "told\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_many_threads_fork(run_python):
+    """At once, beside scrapes, with two registries: none waits for another for ever."""
+    printed = run_python(
+        """
+        import os, sys, threading, warnings
+        import ubatch.metrics
+        from prometheus_client import CollectorRegistry, generate_latest
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+        registries = [CollectorRegistry(), CollectorRegistry()]
+        for registry in registries:
+            ubatch.metrics.prometheus(registry=registry)
+        sys.setswitchinterval(1e-4)
+        def fork():
+            for _ in range(60):
+                pid = os.fork()
+                if not pid:
+                    generate_latest(registries[0])
+                    os._exit(0)
+                assert os.waitpid(pid, 0)[1] == 0
+                generate_latest(registries[1])
+        threads = [threading.Thread(target=fork) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        print("all")
+        """
+    )
+    assert printed == "all\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_batchers_that_a_child_forgets_before_its_first_look(run_python):
+    """What they did is told, to both kinds of exporters; what the parent did is not, but where it is there already."""
+    printed = run_python(
+        """
+        import gc, os, sys, warnings, ubatch, ubatch.metrics
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+        from prometheus_client import CollectorRegistry
+        registry, reader = CollectorRegistry(), InMemoryMetricReader()
+        ubatch.metrics.prometheus(registry=registry)
+        ubatch.metrics.opentelemetry(meter_provider=MeterProvider([reader], shutdown_on_exit=False))
+        def work(count):
+            with ubatch.UBatch(handler=list, name="measured") as batch:
+                batch.map(range(count))
+            del batch
+            gc.collect()
+        def look():
+            [found] = reader.get_metrics_data().resource_metrics
+            points = {metric.name: metric.data.data_points for metric in found.scope_metrics[0].metrics}
+            shown = registry.get_sample_value("ubatch_items_total", {"batcher": "measured"})
+            print(shown, points["ubatch.items"][0].value)
+        work(1)
+        look()
+        work(100)
+        sys.stdout.flush()
+        pid = os.fork()
+        if not pid:
+            work(10)
+            look()
+            work(10)
+            look()
+            sys.stdout.flush()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        look()
+        """
+    )
+    assert printed.splitlines() == ["1.0 1", "11.0 10", "21.0 20", "101.0 101"]
 
 
 # -- OpenTelemetry ----------------------------------------------------------------------------------------
@@ -760,6 +1068,76 @@ def test_opentelemetry_measures_child_processes():
     provider.shutdown()
 
 
+@pytest.mark.usefixtures("_processes_may_be_spawned")
+def test_what_opentelemetry_keeps_does_not_grow(measured):
+    """However often it is collected; and each collection takes one snapshot of each batcher."""
+    provider, look = measured
+    end = metrics.opentelemetry(meter_provider=provider)
+    looks: list[None] = []
+
+    class Counted(UBatch[Any, Any]):
+        @property
+        def stats(self) -> Any:
+            looks.append(None)
+            return super().stats
+
+    with ProcessExecutor(2) as executor, Counted(handler=far.fate, executor=executor, name="measured") as batch:
+        for number in range(1, 6):
+            batch.ubatch("a")
+            looks.clear()
+            assert look()["measured", "ubatch.items"] == number
+            assert len(looks) == 1
+        meters = _opentelemetry._measuring._made[provider]()
+        assert meters._changes.totals["measured"].processes.children == ()
+        assert meters._changes.totals["measured"].processes.calls == 5
+    end()
+
+
+def test_histograms_of_opentelemetry_have_the_bounds_of_those_of_prometheus():
+    gc.collect()
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    end = metrics.opentelemetry(meter_provider=provider)
+    with UBatch(handler=handler, name="measured") as batch:
+        batch.map([1])
+    eventually(lambda: "ubatch.item.wait_time" in points(reader))
+    found = points(reader)
+    for name, bounds in (
+        ("ubatch.batch.size", _changes.ITEMS),
+        ("ubatch.batch.duration", _changes.SECONDS),
+        ("ubatch.item.wait_time", _changes.SECONDS),
+    ):
+        assert found[name][0].explicit_bounds == bounds
+    end()
+    provider.shutdown()
+
+
+def test_a_provider_that_knows_of_no_bounds(measured):
+    """As one of before the API had them: its own are used."""
+    provider, look = measured
+
+    class Meter:
+        def __init__(self, meter: Any) -> None:
+            self._meter = meter
+
+        def create_histogram(self, name: str, unit: str = "", description: str = "") -> Any:
+            return self._meter.create_histogram(name, unit, description)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._meter, name)
+
+    class Provider:
+        def get_meter(self, name: str) -> Any:
+            return Meter(provider.get_meter(name))
+
+    old = Provider()
+    end = metrics.opentelemetry(meter_provider=old)
+    with UBatch(handler=handler, name="measured") as batch:
+        batch.map([1, 2])
+    eventually(lambda: look().get(("measured", "ubatch.batch.size")) == 2)
+    end()
+
+
 @pytest.fixture
 def tracing() -> Iterator[tuple[TracerProvider, Callable[[], dict[str, list[Any]]]]]:
     """A provider, and what was exported, by name."""
@@ -902,7 +1280,7 @@ def test_an_exception_without_a_text_ends_all_spans(spans, text):
 @pytest.mark.skipif(not DASHBOARD.exists(), reason="the examples are not here")
 @pytest.mark.usefixtures("_processes_may_be_spawned")
 def test_the_dashboard_shows_what_there_is(all_shown, registry):
-    """Each metric that it names is there, with the labels that it names."""
+    """Each metric that it names is there, with the labels that it names, and each that is there is named."""
     with (
         ProcessExecutor(1) as executor,
         UBatch(handler=far.fate, name="measured", executor=executor) as batch,
@@ -917,6 +1295,10 @@ def test_the_dashboard_shows_what_there_is(all_shown, registry):
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
     queries += [variable["query"] for variable in dashboard["templating"]["list"] if variable["type"] == "query"]
     assert len(queries) > 14
+    named = set(re.findall(r"\bubatch_\w+", " ".join(queries)))
+    for family in text_string_to_metric_families(generate_latest(registry).decode()):
+        names = {sample.name for sample in family.samples if not sample.name.endswith("_created")}
+        assert names & named or not names, family.name
     for query in queries:
         found = re.findall(r"\bubatch_\w+", query)
         assert found and set(found) <= labels.keys(), query

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import operator
 import pickle
 import random
 from collections import Counter
@@ -332,3 +333,15 @@ def test_the_repr_shows_every_count(values):
     """By its name."""
     stats = Stats(**values)
     assert all(f"{name}={value}" in repr(stats) for name, value in values.items())
+
+
+@pytest.mark.parametrize("operation", [operator.add, operator.sub])
+@given(counts, processes)
+def test_snapshots_and_other_things_do_not_add_up(operation, values, more):
+    """Nor snapshots of different kinds."""
+    kinds = (Stats(**values), more, Histogram())
+    for one in kinds:
+        for other in (3, None, *kinds):
+            if other is not one:
+                with pytest.raises(TypeError, match="unsupported operand"):
+                    operation(one, other)

@@ -62,12 +62,17 @@ class Renewable:
 
     def __init__(self, given: Executor | Callable[[], Executor]) -> None:
         self._given = given
-        self._executor: Any = given if is_executor(given) else None
-        self._lock = _native.reentrant_lock()  # guards the setting of _executor
+        # an executor, and what processes did of those that it replaced: set in one step, under _lock
+        self._state: tuple[Any, ProcessStats | None] = (given if is_executor(given) else None, None)
+        self._before: ProcessStats | None = self._executor.stats if _is_ours(given) else None  # as it was given
+        self._lock = _native.reentrant_lock()
         self._closing: Any = None  # an executor that is being shut down
-        self._past: ProcessStats | None = None  # what processes did of executors that were replaced
         self._inherited: list[Any] = []  # a parent's: not to be collected, as that would speak to the parent's children
         _living[id(self)] = weakref.ref(self, functools.partial(_forget, id(self)))
+
+    @property
+    def _executor(self) -> Any:
+        return self._state[0]
 
     def submit(
         self, executed: Executed, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -103,7 +108,7 @@ class Renewable:
                 if lock is not self._lock:
                     executor.shutdown(wait=False)
                     raise RuntimeError("the batcher did not wait for its executor to be made")
-                self._executor = executor
+                self._state = executor, self._state[1]
             return executor
 
     def _make(self) -> Any:
@@ -120,8 +125,7 @@ class Renewable:
         if is_executor(self._given) and _twin(self._given) is None:
             return False
         with self._lock:
-            if self._executor is executor:
-                self._executor = None
+            self._drop(executor)
         if executor is not self._given:
             executor.shutdown(wait=False)
         return True
@@ -153,26 +157,28 @@ class Renewable:
         """It is of no use any more; what it did is remembered."""
         if executor is self._executor:
             stats = self.stats
-            self._past = None if stats is None else stats.without_children()
-            self._executor = None
+            self._state = None, stats and stats.without_children()
 
     @property
     def stats(self) -> ProcessStats | None:
-        """What child processes have done, if they are ours."""
-        executor, past = self._executor, self._past
+        """What child processes have done for this one and for others meanwhile, if they are ours."""
+        executor, past = self._state
         if not _is_ours(executor):
             return past
         stats: ProcessStats = executor.stats
+        if self._before is not None:
+            stats = stats - self._before
         return stats if past is None else past + stats
 
     def _forked(self) -> None:
         """In the child: the parent's executor has no threads here. No inherited lock is touched."""
         self._lock = _native.reentrant_lock()
-        self._past = None
-        if _is_ours(self._executor):  # it has seen to that itself
-            return
-        self._inherited.append(self._executor)
-        self._executor = None
+        self._before = None
+        executor = self._executor
+        if not _is_ours(executor):
+            self._inherited.append(executor)
+            executor = None
+        self._state = executor, None  # one of ours has seen to the fork itself
 
 
 def _tells_of_breakage(error: BaseException) -> bool:

@@ -113,6 +113,8 @@ class Histogram(Frozen):
 
     def __add__(self, other: Histogram) -> Histogram:
         """The values of both."""
+        if not isinstance(other, Histogram):
+            return NotImplemented
         counts = dict(self.buckets)
         for value, count in other.buckets:
             counts[value] = counts.get(value, 0) + count
@@ -120,6 +122,8 @@ class Histogram(Frozen):
 
     def __sub__(self, other: Histogram) -> Histogram:
         """The values of this one without those of `other`. Raises ValueError: it has others."""
+        if not isinstance(other, Histogram):
+            return NotImplemented
         counts = dict(self.buckets)
         for value, count in other.buckets:
             counts[value] = counts.get(value, 0) - count

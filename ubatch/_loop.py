@@ -55,6 +55,8 @@ NEVER = sys.maxsize
 MOMENT = 0.01
 """Seconds after which a shift follows one that was cancelled: a loop that is ending has ended by then."""
 
+_inherited: list[Shift] = []  # in a forked child: those of its parent
+
 serving: contextvars.ContextVar[Shift | None] = contextvars.ContextVar("ubatch_serving", default=None)
 """The shift whose handler runs; also in tasks and threads that the handler starts, as they inherit its context."""
 
@@ -412,11 +414,43 @@ class Home(Intake):
         self.counters.dropped += len(dropped)
         deliver(dropped, [Stopped(self.job.name) for _ in dropped])
 
+    # -- forking ------------------------------------------------------------------------------------------
+
+    def orphan(self) -> None:
+        """In a forked child, by its only thread: fail what there is. The batcher has forgotten this home.
+
+        The loop is the parent's. If it runs here on, as who has forked is one of its tasks, its shifts find nothing.
+        Else they never end: they are kept, as asyncio tells of tasks that are collected before.
+        """
+        _inherited.extend(self.busy)
+        tickets = [*self.schedule.next(NEVER), *(ticket for shift in self.busy for ticket in shift.batch)]
+        self.schedule = Fifo()
+        while self.busy:
+            self.busy.pop().batch = []
+        for ticket in tickets:
+            _settle(ticket.future, WorkerDied(self.job.name, "it belongs to the parent of this forked process"))
+        for future in self._farewells:
+            _settle(future, False)
+
 
 def _seen(future: asyncio.Future[Any]) -> None:
     """Nothing is logged if nobody asks for its exception."""
     if not future.cancelled():
         future.exception()
+
+
+def _settle(future: asyncio.Future[Any], outcome: Any) -> None:
+    """As a forked child can: nobody looks at most of them any more."""
+    if future.done():
+        return
+    try:
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+    except RuntimeError:  # a loop that is closed; or in debug mode, of a thread that does not exist here
+        pass
+    _seen(future)
 
 
 def _call_each(calls: list[Callable[[], Any]]) -> list[tuple[Any]]:
@@ -434,3 +468,12 @@ def _guarded(handler: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
 def _because(cause: BaseException | None, error: Exception) -> Exception:
     error.__cause__ = cause
     return error
+
+
+def raise_soon(interrupt: BaseException) -> None:
+    """Have the loop itself raise it: whoever is at work goes on as if it had come a moment later."""
+    asyncio.get_running_loop().call_soon(_raise, interrupt)
+
+
+def _raise(interrupt: BaseException) -> None:
+    raise interrupt

@@ -10,24 +10,24 @@ Assumptions: as in `_loop`, which has the other half, and says how no item is fo
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 
 from ._binding import UNBOUND
 from ._lanes import Lanes
 from ._native import monotonic
-from ._recorder import Recorder
 from ._terms import INFINITE
 from .errors import DeadlineExceeded, QueueFull, Stopped, warn_caller
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
     from ._binding import Binder, Call
     from ._executor import Renewable
     from ._policy import Adaptive, Window
+    from ._recorder import Recorder
     from ._schedule import Fifo
     from ._terms import Asked, Rules, Terms
     from .stats import Counters
@@ -54,6 +54,9 @@ class Job:
         "workers",
     )
 
+    recorder: Recorder
+    """Set by the batcher; a forked child has another."""
+
     def __init__(
         self,
         name: str,
@@ -76,7 +79,6 @@ class Job:
         self.is_coroutine = False
         self.started = False
         self.closed = False
-        self.recorder = Recorder(pass_on=_raise_soon)
         self.special = rules.special  # whether items have terms
         self.simple = False
         """Whether a call with one argument needs but to be queued."""
@@ -295,12 +297,3 @@ def deliver(tickets: Sequence[Ticket], outcomes: Sequence[Any]) -> None:
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
-
-
-def _raise_soon(interrupt: BaseException) -> None:
-    """Have the loop itself raise it: whoever is at work goes on as if it had come a moment later."""
-    asyncio.get_running_loop().call_soon(_raise, interrupt)
-
-
-def _raise(interrupt: BaseException) -> None:
-    raise interrupt

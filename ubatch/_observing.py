@@ -10,8 +10,8 @@ returned (`leave`, in the same thread or task, before anybody is woken) and when
 record, or with `None` if `stop` gave the batch up meanwhile). As long as there is one, each item takes its caller's
 context along.
 
-An exporter is an observer that may be wanted by many, for all batchers and for some of them, and is told of each batch
-once. It counts who wants it.
+An exporter shows batchers elsewhere, and may be wanted by many, for all batchers and for some of them. One that is to
+be told of batches is an observer as well, and told of each batch once.
 
 Guarantees: a batcher that is made while an observer of all is added or removed is told of it by one of the two. What
 ends an observer holds no batcher, and holds no observer once it was called.
@@ -19,6 +19,7 @@ ends an observer holds no batcher, and holds no observer once it was called.
 
 from __future__ import annotations
 
+import atexit
 import os
 import weakref
 from functools import partial
@@ -118,6 +119,17 @@ mourners: list[Callable[[], Callable[[Observed], object] | None]] = []
 _everywhere: tuple[Any, ...] = ()  # the observers of all batchers
 _lock = _native.reentrant_lock()  # guards the changing of _everywhere and of _observers, and who wants exporters
 
+last: list[Callable[[], object]] = []
+"""What is called at the interpreter's exit, once batchers have been stopped."""
+
+
+def _at_exit() -> None:
+    for function in list(last):
+        function()
+
+
+atexit.register(_at_exit)  # before the drivers, whose room imports this one: what is registered last comes first
+
 
 def _forked() -> None:
     global _lock
@@ -154,7 +166,7 @@ def observers_of(batcher: Observed) -> tuple[Any, ...]:
     if batcher._is_hidden:
         return ()
     found = (*batcher._observers, *_everywhere)
-    exporters = dict.fromkeys(one for one in found if isinstance(one, Exporter) and _can_be_told(one))
+    exporters = dict.fromkeys(one for one in found if isinstance(one, Exporter))
     return (*(one for one in found if not isinstance(one, Exporter)), *exporters)
 
 
@@ -214,41 +226,46 @@ def batchers_of(given: Any) -> Sequence[Observed] | None:
 class Exporter:
     """Shows batchers elsewhere as long as somebody wants that: is told of batches, or looks when it is asked."""
 
-    _wanted = 0  # calls of `add` that were not ended; guarded by _lock
+    _wishes: tuple[frozenset[int] | None, ...] = ()
+    """Of each call of `add` that was not ended: the batchers' numbers, or `None` for all; changed under _lock."""
 
     @property
     def is_wanted(self) -> bool:
         """Whether somebody wants it."""
-        return self._wanted > 0
+        return bool(self._wishes)
 
     def add(self, chosen: Sequence[Observed] | None) -> Callable[[], None]:
         """Somebody wants these batchers, or all. Gives a function that ends it, once, however often it is called."""
+        wish = None if chosen is None else frozenset(batcher._number for batcher in chosen)
         with _lock:
-            if not self._wanted:
+            if not self._wishes:
                 self.open()
-            self._wanted += 1
-        return _once(partial(self._end, _add(self, chosen)))
+            self._wishes = (*self._wishes, wish)
+        return _once(partial(self._end, wish, _add(self, chosen) if _can_be_told(self) else None))
 
-    def _end(self, remove: Callable[[], None]) -> None:
-        self.flush()
-        remove()
-        with _lock:
-            self._wanted -= 1
-            if not self._wanted:
-                self.close()
+    def _end(self, wish: frozenset[int] | None, remove: Callable[[], None] | None) -> None:
+        try:
+            self.flush()
+        finally:
+            if remove is not None:
+                remove()
+            with _lock:
+                self._wishes = _without(self._wishes, wish)
+                if not self._wishes:
+                    self.close()
 
     def open(self) -> None:
         """Somebody wants it. May raise; then nobody does."""
 
     def flush(self) -> None:
-        """Note what was done until now: some batchers may be shown no more."""
+        """Note what was done until now: some batchers may be shown no more. May raise; then it ends all the same."""
 
     def close(self) -> None:
         """Nobody wants it any more; it may be wanted again."""
 
     def shows(self, batcher: Observed) -> bool:
         """Whether somebody wants this one."""
-        return any(one is self for one in (*batcher._observers, *_everywhere))
+        return any(wish is None or batcher._number in wish for wish in self._wishes)
 
     def batchers(self) -> list[Observed]:
         """Those that are wanted."""
@@ -305,7 +322,8 @@ def _change(chosen: Sequence[Observed] | None, change: Callable[[tuple[Any, ...]
 
 
 def mourn(batcher: Observed) -> None:
-    """A batcher is about to be collected; never raises."""
+    """A batcher is about to be collected: nobody finds it any more, before anybody is told. Never raises."""
+    living.pop(batcher._number, None)
     if not batcher._is_hidden:
         for ref in list(mourners):
             mourner = ref()

@@ -1,7 +1,7 @@
 """Batchers as instruments of OpenTelemetry, and as spans. See `metrics`.
 
-Counters are read from snapshots when they are collected (`_changes`). There is no histogram that can be read so: each
-value is told to it, by the worker, once the callers are awake.
+Counters are read from snapshots when they are collected (`_changes`), all of a collection's from the same. There is no
+histogram that can be read so: each value is told to it, by the worker, once the callers are awake.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 import weakref
 from functools import partial
 
-from ._changes import UNSERVED, Changes
+from ._changes import ITEMS, SECONDS, UNSERVED, Changes
 from ._observing import Exporter, batchers_of, lock
 from ._typing import Generic, TypeVar
 from .stats import REASONS
@@ -48,21 +48,27 @@ def opentelemetry(batcher: Any = None, meter_provider: Any = None) -> Callable[[
 
     Raises:
         ImportError: opentelemetry-api is not installed.
-        TypeError: `batcher` is not as described.
+        TypeError: an argument is not as described; the message has its value.
     """
     from opentelemetry import metrics
 
     chosen = batchers_of(batcher)
+    _check_provider("meter_provider", meter_provider, "get_meter")
     with lock():
         meters = _measuring.exporter(meter_provider, metrics.get_meter_provider(), _Meters)
     return meters.add(chosen)
 
 
+def _check_provider(name: str, given: Any, method: str) -> None:
+    if given is not None and not callable(getattr(given, method, None)):
+        raise TypeError(f"{name} must have a method {method}, as a provider of OpenTelemetry has, not {given!r}")
+
+
 class _Exporters(Generic[E]):
     """One exporter for each provider, made when it is first asked for.
 
-    It holds neither. A provider that would not take the callbacks of another exporter has those of the first, and so
-    keeps it; where batches are told to an exporter, batchers keep it.
+    Neither a provider nor an exporter is kept alive from here. An exporter of metrics is kept by its provider, whose
+    instruments have its callbacks; one that batches are told to is also kept by those who tell it.
     """
 
     def __init__(self) -> None:
@@ -96,15 +102,23 @@ class _Meters(Exporter):
         meter = provider.get_meter("ubatch")
         self._changes = Changes(self)
         self._observation = Observation
-        self._totals: dict[str, Stats] = {}
-        self._size = meter.create_histogram("ubatch.batch.size", "{item}", "Items in a batch.")
-        self._run = meter.create_histogram("ubatch.batch.duration", "s", "Time that the handler took for a batch.")
-        self._wait = meter.create_histogram(
-            "ubatch.item.wait_time", "s", "Time from an item's arrival to the handler's call."
+        self._present: dict[str, Stats] = {}  # what this collection's look has brought
+        self._readers: set[str] = set()  # the instruments that have read it
+
+        def histogram(name: str, bounds: Sequence[float], unit: str, text: str) -> Any:
+            try:
+                return meter.create_histogram(name, unit, text, explicit_bucket_boundaries_advisory=bounds)
+            except TypeError:  # a provider that knows of no advice
+                return meter.create_histogram(name, unit, text)
+
+        self._size = histogram("ubatch.batch.size", ITEMS, "{item}", "Items in a batch.")
+        self._run = histogram("ubatch.batch.duration", SECONDS, "s", "Time that the handler took for a batch.")
+        self._wait = histogram(
+            "ubatch.item.wait_time", SECONDS, "s", "Time from an item's arrival to the handler's call."
         )
 
         def counter(name: str, read: Reading, unit: str, text: str) -> None:
-            meter.create_observable_counter(name, [partial(self._read, read)], unit, text)
+            meter.create_observable_counter(name, [partial(self._read, name, read)], unit, text)
 
         counter("ubatch.items", lambda s: [(s.items, {})], "{item}", "Items given to the handler.")
         counter(
@@ -155,23 +169,30 @@ class _Meters(Exporter):
 
     def flush(self) -> None:
         """See `Exporter`."""
-        self._look()
+        self._changes.look()
+        self._changes.complain()
 
-    def _look(self) -> dict[str, Stats]:
-        return self._changes.look(self._totals)
+    def _look(self, reader: str) -> dict[str, Stats]:
+        """The present, as of this collection: it asks each instrument once, so one that comes again begins another."""
+        if reader in self._readers or not self._readers:
+            self._present = self._changes.look()
+            self._readers.clear()
+            self._changes.complain()
+        self._readers.add(reader)
+        return self._present
 
-    def _read(self, read: Reading, _: object) -> Iterator[Any]:
-        self._look()
-        for name, stats in list(self._totals.items()) if self.is_wanted else ():  # instruments cannot be taken back
+    def _read(self, reader: str, read: Reading, _: object) -> Iterator[Any]:
+        self._look(reader)
+        for name, stats in self._changes.totals.items() if self.is_wanted else ():  # instruments cannot be taken back
             for value, attributes in read(stats):
                 yield self._observation(value, {"ubatch.batcher.name": name, **attributes})
 
     def _read_present(self, what: str, _: object) -> Iterator[Any]:
-        for name, stats in self._look().items():
+        for name, stats in self._look(what).items():
             yield self._observation(getattr(stats, what), {"ubatch.batcher.name": name})
 
     def _read_children(self, what: str, _: object) -> Iterator[Any]:
-        for name, stats in self._look().items():
+        for name, stats in self._look(what).items():
             for place, child in enumerate(stats.processes.children if stats.processes is not None else ()):
                 value = int(child.alive) if what == "up" else child.memory
                 yield self._observation(value, {"ubatch.batcher.name": name, "ubatch.process.place": place})
@@ -210,6 +231,7 @@ def traces(batcher: Any = None, tracer_provider: Any = None) -> Callable[[], Non
     from opentelemetry import trace
 
     chosen = batchers_of(batcher)
+    _check_provider("tracer_provider", tracer_provider, "get_tracer")
     with lock():
         tracer = _tracing.exporter(tracer_provider, trace.get_tracer_provider(), _Tracer)
     return tracer.add(chosen)

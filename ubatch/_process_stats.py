@@ -68,11 +68,15 @@ class ProcessStats(Frozen):
 
     def __add__(self, other: ProcessStats) -> ProcessStats:
         """What both have done."""
+        if not isinstance(other, ProcessStats):
+            return NotImplemented
         sums = {name: getattr(self, name) + getattr(other, name) for name in _SUMS}
         return ProcessStats(**sums, blocks=max(self.blocks, other.blocks), children=(*self.children, *other.children))
 
     def __sub__(self, before: ProcessStats) -> ProcessStats:
         """What was done since an earlier snapshot. Raises ValueError: it is not an earlier one of this executor."""
+        if not isinstance(before, ProcessStats):
+            return NotImplemented
         try:
             changes = {name: getattr(self, name) - getattr(before, name) for name in _SUMS}
             if min(change for change in changes.values() if isinstance(change, int)) < 0:

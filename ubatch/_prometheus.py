@@ -1,42 +1,37 @@
 """Batchers as metrics of `prometheus_client`. See `metrics`.
 
 Workers write nothing: what was done since the last look (`_changes`) is added to the metrics when they are scraped. In
-the client's multi-process mode a scrape reads files of all processes; there a thread, which a process begins with its
-first batch, writes every second, and so does the process at its end.
+the client's multi-process mode a scrape reads files of all processes, whatever the registry; there a thread, which a
+process begins with its first batch, writes every second, and so does the process at its end.
 
 The client's histograms take one value at a time, which is too slow for each item; so many are added at once to the
 parts that they are made of, as `observe` does. A test holds that these add up.
 
-Assumption: while there is a fork none of ours is within the client, whose locks would stay closed in the child.
+Guarantee: while there is a fork none of ours is within the client, whose locks would stay closed in the child.
 """
 
 from __future__ import annotations
 
-import atexit
 import os
+import sys
 import weakref
 from bisect import bisect_left
 from functools import partial
 
-from . import _native
-from ._changes import UNSERVED, Changes
+from . import _native, _observing
+from ._changes import ITEMS, SECONDS, UNSERVED, Changes
+from ._log import report_once
 from ._observing import Exporter, batchers_of, lock, observe
 from .stats import REASONS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from ._observing import Batch
     from ._process_stats import ChildStats, ProcessStats
     from .stats import Histogram, Stats
-
-SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper bounds of the buckets of times."""
-
-ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-"""Upper bounds of the buckets of sizes."""
 
 INTERVAL = 1.0
 """Seconds between two writes in the multi-process mode."""
@@ -53,36 +48,43 @@ def prometheus(batcher: Any = None, registry: Any = None) -> Callable[[], None]:
     Args:
         batcher: a `UBatch`, one of `ubatch.aio`, a decorated function, or a `Flow` for all its steps; `None` for all
             batchers, those to come included.
-        registry: a `prometheus_client.CollectorRegistry`; by default the one that prometheus_client uses.
+        registry: a `prometheus_client.CollectorRegistry`; by default the one that prometheus_client uses. In the
+            multi-process mode it does not matter: what a `MultiProcessCollector` finds is in no other registry.
 
     Returns:
         A function without arguments that ends it. It may be called again.
 
     Raises:
         ImportError: prometheus_client is not installed.
-        TypeError: `batcher` is not as described.
+        TypeError: an argument is not as described; the message has its value.
         ValueError: the registry has metrics of these names already that are not ours.
     """
     from prometheus_client import REGISTRY
+    from prometheus_client.values import ValueClass
 
     chosen = batchers_of(batcher)
     registry = REGISTRY if registry is None else registry
+    if not callable(getattr(registry, "register", None)):
+        raise TypeError(f"registry must be a CollectorRegistry of prometheus_client, not {registry!r}")
+    place, make = (ValueClass, _Files) if ValueClass._multiprocess else (registry, _Collector)
     with lock():
-        exporter = _exporters.get(registry)
+        exporter = _exporters.get(place)
         if exporter is None:
-            exporter = _exporters[registry] = _Exporter(registry)
+            exporter = _exporters[place] = make(place)
     return exporter.add(chosen)
 
 
-_exporters: weakref.WeakKeyDictionary[Any, _Exporter] = weakref.WeakKeyDictionary()  # they do not hold their registries
+_exporters: weakref.WeakKeyDictionary[Any, _Exporter] = weakref.WeakKeyDictionary()
+"""Of each registry, which they do not hold; or the one that writes files."""
+
+_writing = _native.reentrant_lock()  # guards the metrics of all exporters: it is short, and a fork waits for it
 
 
 class _Exporter(Exporter):
-    """A collector, and the metrics that it brings up to date when it is asked for them."""
+    """Metrics, which `flush` brings up to date."""
 
-    def __init__(self, registry: Any) -> None:
+    def __init__(self) -> None:
         from prometheus_client import Counter, Gauge, Histogram
-        from prometheus_client.values import ValueClass
 
         def counter(name: str, text: str, *labels: str) -> Any:
             return Counter(f"ubatch_{name}", text, ("batcher", *labels), registry=None)
@@ -116,35 +118,15 @@ class _Exporter(Exporter):
         self._up = gauge("process_up", "Whether a child process is there; in multi-process mode how many.", "child")
         self._memory = gauge("process_memory_bytes", "Resident memory of a child process.", "child")
         self._metrics = [metric for metric in vars(self).values() if hasattr(metric, "collect")]
-        self._is_shared: bool = ValueClass._multiprocess
-        self._registry = weakref.ref(registry)
-        self._is_open = False  # whether it is registered there
         self._changes = Changes(self)
         self._names: set[str] = set()
         self._children: dict[str, int] = {}  # places for child processes that were shown, by batcher
-        self._renew()
-
-    def _renew(self) -> None:
-        self._lock = _native.reentrant_lock()  # guards the writing of the metrics
-        self._stopped = _closed_lock()  # released to end the thread
-        self._disarm: Callable[[], None] | None = None
-
-    # -- writing ------------------------------------------------------------------------------------------
-
-    def collect(self) -> Iterator[Any]:
-        """Called by the registry that is scraped."""
-        self.flush()
-        for metric in self._metrics:
-            yield from metric.collect()
-
-    def describe(self) -> Iterator[Any]:
-        """Called by the registry to know the names."""
-        for metric in self._metrics:
-            yield from metric.describe()
 
     def flush(self) -> None:
-        """Bring the metrics up to date."""
-        with self._lock:
+        """See `Exporter`. Does nothing in a signal handler that has come upon one."""
+        if _writing._is_owned():
+            return
+        with _writing:
             changes = self._changes.look()
             for name in self._names - changes.keys():
                 self._queued.labels(name).set(0)
@@ -153,6 +135,10 @@ class _Exporter(Exporter):
             self._names |= changes.keys()
             for name, stats in changes.items():
                 self._write(name, stats)
+        self._changes.complain()
+
+    def reopen(self) -> None:
+        """In a forked child."""
 
     def _write(self, name: str, stats: Stats) -> None:
         self._items.labels(name).inc(stats.items)
@@ -192,42 +178,87 @@ class _Exporter(Exporter):
             self._memory.labels(name, place).set(0 if child is None else child.memory)
         self._children[name] = max(known, len(children))
 
-    # -- where a scrape reads files: a thread of each process that has batches ------------------------------
+
+class _Collector(_Exporter):
+    """What a registry asks for metrics."""
+
+    def __init__(self, registry: Any) -> None:
+        super().__init__()
+        self._registry = weakref.ref(registry)
 
     def open(self) -> None:
-        """Register it. Raises ValueError: the names are taken."""
+        """See `Exporter`. Raises ValueError: the names are taken."""
         registry = self._registry()
         if registry is not None:
             registry.register(self)
-        self._is_open = True
-        if self._is_shared:
-            atexit.register(self.flush)
-            self._arm()
 
     def close(self) -> None:
         """See `Exporter`."""
-        self._is_open = False
         registry = self._registry()
         if registry is not None:
-            registry.unregister(self)
-        if self._is_shared:
-            atexit.unregister(self.flush)
-            if self._disarm is not None:
-                self._disarm()
-            self._disarm = None
-            self._stopped.release()
-            self._stopped = _closed_lock()  # a thread that is about to end has the former
+            try:
+                registry.unregister(self)
+            except KeyError:  # somebody else has taken it out
+                pass
 
-    def _arm(self) -> None:
+    def collect(self) -> list[Any]:
+        """Called by the registry that is scraped."""
+        self.flush()
+        with _writing:
+            return [family for metric in self._metrics for family in metric.collect()]
+
+    def describe(self) -> list[Any]:
+        """Called by the registry to know the names."""
+        return [family for metric in self._metrics for family in metric.describe()]
+
+
+class _Files(_Exporter):
+    """What writes the files of a process, which are one for all registries, and so is this."""
+
+    def __init__(self, _: object) -> None:
+        from multiprocessing.util import register_after_fork
+
+        super().__init__()
+        self._renew()
+        _observing.last.append(self._try)
+        self._finalize()
+        register_after_fork(self, _Files._finalize)
+
+    def _renew(self) -> None:
+        self._stopped = _closed_lock()  # released to end the thread
+        self._disarm: Callable[[], None] | None = None
+
+    def _finalize(self) -> None:
+        """See to it that a child of multiprocessing writes at its end, where nothing of `atexit` is done."""
+        from multiprocessing.util import Finalize
+
+        Finalize(None, self._try, exitpriority=-sys.maxsize)
+
+    def open(self) -> None:
+        """See `Exporter`."""
         self._disarm = observe(self._begin)
+
+    def close(self) -> None:
+        """See `Exporter`."""
+        if self._disarm is not None:
+            self._disarm()
+        self._disarm = None
+        self._stopped.release()
+        self._stopped = _closed_lock()  # a thread that is about to end has the former
 
     def _begin(self, _: Batch) -> None:
         """The first batch of this process: begin to write, and look at no other."""
         stopped = self._stopped  # before the look at _disarm: `close` may have both changed at any moment
         disarm, self._disarm = self._disarm, None
-        if disarm is not None:
-            disarm()
+        if disarm is None:
+            return
+        try:
             _native.start_thread("ubatch-metrics", partial(self._keep_writing, [True], stopped))
+        except RuntimeError:  # a limit of the system: the next batch may do it. Or the interpreter exits
+            self._disarm = disarm
+            if stopped is self._stopped:
+                return
+        disarm()
 
     def _keep_writing(self, begin: list[bool], stopped: Any) -> None:
         try:
@@ -235,45 +266,38 @@ class _Exporter(Exporter):
         except IndexError:  # started twice
             return
         while not stopped.acquire(True, INTERVAL):
+            self._try()
+
+    def _try(self) -> None:
+        """Write; what hinders it, as a folder that is not there any more, is told once."""
+        try:
             self.flush()
-
-    # -- forking: the client's locks are not to be held by a thread that the child does not have ------------
-
-    def pause(self) -> None:
-        """Write nothing until `resume`; wait for what is being written."""
-        self._lock.acquire()
-
-    def resume(self) -> None:
-        """Go on."""
-        self._lock.release()
+        except Exception as error:
+            report_once("metrics", "%s could not be written for prometheus_client; this is told once", error=error)
 
     def reopen(self) -> None:
-        """In the child: its thread comes with its first batch."""
+        """In a forked child: its thread comes with its first batch."""
         disarm = self._disarm
         self._renew()
         if disarm is not None:
             disarm()
-        if self._is_shared and self._is_open:
-            self._arm()
-
-
-_paused: list[_Exporter] = []  # while there is a fork
+        if self.is_wanted:
+            self.open()
 
 
 def _before_fork() -> None:
-    for exporter in list(_exporters.values()):
-        exporter.pause()
-        _paused.append(exporter)
+    _writing.acquire()  # a thread that the child does not have holds no lock of the client then
 
 
 def _forked_in_parent() -> None:
-    while _paused:
-        _paused.pop().resume()
+    _writing.release()
 
 
 def _forked_in_child() -> None:
-    while _paused:
-        _paused.pop().reopen()
+    global _writing
+    _writing = _native.reentrant_lock()
+    for exporter in list(_exporters.values()):
+        exporter.reopen()
 
 
 if hasattr(os, "register_at_fork"):

@@ -101,7 +101,8 @@ class Stats(Frozen):
     processes: ProcessStats | None
     """What the child processes of a `ProcessExecutor` have done, in which the handler runs; `None` without one.
 
-    For all that use the executor: batchers that share one each have its numbers here, and so in metrics."""
+    Since this batcher was made, for all that use the executor: batchers that share one each have its numbers here, and
+    so in metrics."""
     room: int
     """Items that these batches could have had: `max_size` of each, or what memory is known to bear (`isolate`)."""
 
@@ -144,8 +145,15 @@ class Stats(Frozen):
         values["processes"] = None if self.processes is None else self.processes.asdict()
         return {**{name: getattr(self, name) for name in ("batches", "errors", "utilisation")}, **values}
 
+    def without_children(self) -> Stats:
+        """What was done by a batcher that is no more, as it were: its child processes are not shown."""
+        processes = None if self.processes is None else self.processes.without_children()
+        return Stats(**{**self._values(), "processes": processes})
+
     def __add__(self, other: Stats) -> Stats:
         """What both have done."""
+        if not isinstance(other, Stats):
+            return NotImplemented
         busier = self if self.items >= other.items else other
         values = {name: getattr(self, name) + getattr(other, name) for name in self.__slots__ if name not in _OTHERS}
         types = _added(dict(self.error_types), other.error_types)
@@ -161,6 +169,8 @@ class Stats(Frozen):
 
     def __sub__(self, before: Stats) -> Stats:
         """What was done since an earlier snapshot. Raises ValueError: it is not an earlier one of this batcher."""
+        if not isinstance(before, Stats):
+            return NotImplemented
         try:
             return self._since(before)
         except ValueError as error:  # of a histogram, it may be

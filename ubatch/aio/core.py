@@ -7,12 +7,13 @@ object serves successive and several loops; see `_loop`.
 from __future__ import annotations
 
 import asyncio
+import os
 from asyncio import get_running_loop
 
 from ubatch import _native, _observing
 from ubatch._binding import Binder, is_coroutine_function
 from ubatch._log import catch_up
-from ubatch._loop import Home, serving
+from ubatch._loop import Home, raise_soon, serving
 from ubatch._loop_faces import Faces
 from ubatch._loop_intake import Job
 from ubatch._observing import Observed
@@ -28,6 +29,7 @@ from ubatch._options import (
     checked_workers_of,
     rules_for,
 )
+from ubatch._recorder import Recorder
 from ubatch._terms import UNSET
 from ubatch._typing import TypeVar
 from ubatch.errors import HandlerAlreadySet, HandlerNotSet
@@ -115,10 +117,7 @@ class UBatch(Observed, Faces[T, U]):
             checked_executor(executor),
         )
         self._asked = None  # nothing special; an attribute of the object itself is the fastest to look up
-        self._lock = _native.reentrant_lock()  # guards the making and forgetting of homes
-        self._homes: dict[asyncio.AbstractEventLoop, Home] = {}
-        self._past = Counters()  # of homes whose loops are closed
-        self._latest: Home | None = None
+        self._fresh()
         if _observing.checked_observer(observer) is not None:
             self._observers = (observer,)
         _observing.register(self)
@@ -126,6 +125,14 @@ class UBatch(Observed, Faces[T, U]):
         if handler is not None:
             self._job.started = True
             self.set_handler(handler)
+
+    def _fresh(self) -> None:
+        """Make all that a forked child must not share with its parent."""
+        self._lock = _native.reentrant_lock()  # guards the making and forgetting of homes
+        self._homes: dict[asyncio.AbstractEventLoop, Home] = {}
+        self._past = Counters()  # of homes whose loops are closed
+        self._latest: Home | None = None
+        self._job.recorder = Recorder(pass_on=raise_soon)
 
     # -- the handler, starting, stopping ------------------------------------------------------------------
 
@@ -394,3 +401,22 @@ class UBatch(Observed, Faces[T, U]):
         return RuntimeError(
             f"the handler of batcher {self._job.name!r} cannot wait for a batch of its own batcher; use submit()"
         )
+
+    def _forked(self) -> None:
+        """In the child: start anew; what was inherited has no loop to run it. No inherited lock is touched."""
+        homes = list(self._homes.values())
+        self._fresh()
+        self._heed()
+        for home in homes:
+            home.orphan()
+
+
+def _after_fork_in_child() -> None:
+    for ref in list(_observing.living.values()):
+        batcher = ref()
+        if isinstance(batcher, UBatch):
+            batcher._forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

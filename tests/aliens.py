@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
 import sys
 import time
@@ -270,3 +271,35 @@ def write_and_die_once(arrays: Any, marker: str) -> list[float]:
         with open(marker, "w"):
             os._exit(5)
     return found
+
+
+def load_by_number(folder: str, bad: range) -> None:
+    """Exits at these starts, counted from 0; each leaves a file, its number."""
+    number = 0
+    while True:
+        try:
+            with open(os.path.join(folder, str(number)), "x"):
+                break
+        except FileExistsError:
+            number += 1
+    if number in bad:
+        os._exit(9)
+
+
+def may_map(more: int) -> None:
+    """Limit the memory that the process may map further, in bytes; -1 for no limit."""
+    import resource
+
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (hard if more < 0 else used + more, hard))
+
+
+def load_in_weather(path: str, seed: int) -> None:
+    """Fails with the probability that the file has, in one of several ways."""
+    with open(path) as file:
+        chance = float(file.read() or 0)
+    dice = random.Random(seed + os.getpid())
+    if dice.random() < chance:
+        dice.choice((lambda: os._exit(9), lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: fail("odd"), fail))()

@@ -23,6 +23,7 @@ ROWS = (
         "errors",
         "_native",
         "_binding",
+        "_backoff",
         "_buckets",
         "_ceiling",
         "_cost",
@@ -70,7 +71,7 @@ ROWS = (
 LEVELS = {room: level for level, row in enumerate(ROWS) for room in row}
 PURE = {"stats", "_ceiling", "_cost", "_traffic", "_returns", "_bursts", "_policy", "_schedule", "_lanes", "_binding"}
 PURE |= {"_admission", "_attempt", "_isolation", "_terms", "_padding", "_arrays", "_blocks", "_pad", "_collate"}
-PURE |= {"_buckets", "_histogram", "_process_stats"}
+PURE |= {"_backoff", "_buckets", "_histogram", "_process_stats"}
 IMPURE = {"threading", "_thread", "time", "asyncio", "gevent", "_native"}  # time comes as an argument
 LAZY = {
     "_loop",

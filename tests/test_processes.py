@@ -24,7 +24,7 @@ import numpy
 import pytest
 from gates import PATIENCE, eventually
 
-from ubatch import BadBatchOutputSize, HandlerFailed, UBatch, WorkerDied, _children, _crew
+from ubatch import BadBatchOutputSize, HandlerFailed, UBatch, WorkerDied, _backoff, _children, _crew
 from ubatch._executor import Executed, Renewable
 from ubatch._parcels import Unreadable
 from ubatch._piecewise import Piecewise
@@ -462,7 +462,7 @@ def test_starting_twice_does_nothing(make):
 
 def test_a_child_that_cannot_start_is_put_off(make, tmp_path, monkeypatch):
     """Calls fail at once, with the reason, until the next attempt is due; which then may succeed."""
-    monkeypatch.setattr(_crew, "FIRST_PAUSE", 0.3)
+    monkeypatch.setattr(_backoff, "FIRST_PAUSE", 0.3)
     executor = make(1, initializer=aliens.load_after, initargs=(str(tmp_path / "model"),))
     with pytest.raises(WorkerDied, match="could not start: FileNotFoundError") as caught:
         executor.call(aliens.pid)
@@ -470,21 +470,9 @@ def test_a_child_that_cannot_start_is_put_off(make, tmp_path, monkeypatch):
     with pytest.raises(WorkerDied, match=r"FileNotFoundError.*the next attempt is due in 0"):
         executor.call(aliens.pid)
     (tmp_path / "model").touch()
-    eventually(lambda: time.monotonic() > executor._crew._pause)
+    eventually(lambda: time.monotonic() > executor._crew._backoff.until)
     assert executor.call(aliens.pid)
-    assert executor._crew._failures == 0
-
-
-def test_pauses_grow(make, monkeypatch):
-    monkeypatch.setattr(_crew, "FIRST_PAUSE", 1.0)
-    crew = make(1)._crew
-    now = time.monotonic()
-    pauses = []
-    for _ in range(10):
-        crew._put_off(ValueError("no"))
-        pauses.append(crew._pause - now)
-    assert pauses[:4] == pytest.approx([1, 2, 4, 8], abs=0.5)
-    assert pauses[-1] == pytest.approx(_crew.LONGEST_PAUSE, abs=0.5)
+    assert executor._crew._backoff.failures == 0
 
 
 # -- dying ----------------------------------------------------------------------------------------------------
@@ -628,7 +616,7 @@ def test_one_that_cannot_start_takes_no_calls(make, tmp_path):
     for _ in range(20):
         futures = [executor.submit(aliens.sleep, 0.002) for _ in range(6)]
         assert len({future.result(PATIENCE) for future in futures}) == 1
-    assert executor._crew._failures >= 1
+    assert executor._crew._backoff.failures >= 1
 
 
 def test_a_retry_goes_to_another_child(make):

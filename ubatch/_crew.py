@@ -6,14 +6,19 @@ waits for what comes of it in this very thread.
 Guarantees:
 - A call returns what the function returned, raises what it raised, or raises `WorkerDied`, which says how the process
   ended. It is made once more for each retry that is allowed.
-- A child that dies is replaced at once; calls go to the others meanwhile, or wait. If one cannot start, the next
-  attempt is put off, for longer each time. Calls fail for that only while there is no child at all, and then at once.
+- A child that dies is replaced at once; or, if it had nothing to do then, with the next call that comes upon it, or
+  with `start`. Calls go to the others meanwhile, or wait.
+- If one cannot start, the next attempt is put off, for longer each time. Once one has been ready, attempts go on by
+  themselves until some have failed one after another, and calls wait for them (`_backoff` says how long there is
+  hope). Then, and if none was ever ready, the next attempt comes with a call, and calls fail, at once and with the
+  reason, while there is no child at all. An idle crew starts nothing for ever.
+- Who calls may be interrupted anywhere: no child is lost by that, and nobody else waits for ever.
 - No child outlives its crew, or this process, by more than `_child.GRACE` seconds; nor does a call its time limit.
 - A process that is forked off this one has a crew of its own; the parent's is unaffected.
 
 How. A child that is ready is in `_idle`, or owned by the thread that has taken it and gives it back. One that is to be
 ready is started by a thread of its own, one for each: so they start side by side, and no caller waits for one while
-another is free.
+another is free. That thread also sits out the pause before an attempt; `start` and whatever ends the crew cut it short.
 
 Assumptions: `_lock` is held for a few steps only, and never while a process is started or waited for. It is reentrant,
 as a signal handler or a `__del__` may come upon it.
@@ -28,6 +33,7 @@ from collections import deque
 from functools import partial
 
 from . import _native
+from ._backoff import Backoff
 from ._children import Child, Ended, outcome, reap
 from ._native import monotonic
 from ._parcels import pack
@@ -44,12 +50,6 @@ if TYPE_CHECKING:
     from ._parcels import Parcel
     from ._shm import Block
     from ._starts import Setup
-
-FIRST_PAUSE = 0.1
-"""Seconds until a child is started again after one that could not start; doubled each time."""
-
-LONGEST_PAUSE = 30.0
-"""Seconds that this grows to."""
 
 EXIT_WAIT = 2.0
 """Seconds that the interpreter's exit waits for children, all together; then they are killed."""
@@ -70,8 +70,9 @@ class _Waiter:
         self.error: BaseException | None = None
 
     def wake(self) -> None:
-        """Let it go on; once."""
-        self.gate.release()
+        """Let it go on. The crew's lock is held; may be called again, if interrupted."""
+        if self.gate.locked():
+            self.gate.release()
 
 
 class Crew:
@@ -100,12 +101,11 @@ class Crew:
         self._places: list[Child | None] = [None] * self._size  # all that there are, ready or not, for looking at
         self._idle: list[Child] = []  # that are ready; the last is taken first
         self._busy: dict[Child, list[Child]] = {}  # children that callers own, and the lists that these have them in
-        self._filling: set[int] = set()  # places for which a child is being started
+        self._filling: set[int] = set()  # places for which a child is being started, or is once a pause is over
+        self._resting: set[_Waiter] = set()  # threads of such places that sit out a pause
         self._waiting: deque[_Waiter] = deque()  # for a child
         self._leavers: list[_Waiter] = []  # who wait until nothing is filling, or also nothing busy
-        self._failures = 0  # starts that failed, one after another
-        self._pause = 0.0  # until when none is tried
-        self._reason: BaseException | None = None  # why the last failed
+        self._backoff = Backoff()  # of starts
         self._room = 0  # bytes that answers take, of late
         self._tally = Tally()
 
@@ -121,7 +121,7 @@ class Crew:
     # -- starting -----------------------------------------------------------------------------------------
 
     def start(self, timeout: float | None) -> None:
-        """Start all children that are not there, side by side, and wait until they are ready.
+        """Start all children that are not there, side by side, and wait until they are ready. Nothing is tried twice.
 
         Args:
             timeout: seconds; `None` for that of the setup.
@@ -133,10 +133,16 @@ class Crew:
             Exception: what one of them raised as it started; or it cannot be started.
         """
         timeout = self._setup.timeout if timeout is None else timeout
+        mine: list[Child] = []
+        try:
+            self._give_up_dead(mine, timeout)
+        finally:
+            self._give_back(mine, timeout)
         waiter = _Waiter()
         with self._lock:
             self._check_open()
-            self._failures, self._pause, self._reason = 0, 0.0, None
+            self._backoff.forget()
+            self._end_pauses()
             if not self._missing() and not self._filling:
                 return
             self._leavers.append(waiter)
@@ -163,65 +169,102 @@ class Crew:
 
     def _fill(self, place: int, timeout: float) -> None:
         """Have a child started for a place that has none."""
-        with self._lock:
-            if self._closed or place in self._filling or self._places[place] is not None:
-                return
-            self._filling.add(place)
+        order: list[int] = []  # the place; who takes it out, that thread or this one, sees to it
+        began = monotonic()
         try:
-            _native.start_thread(f"{self.name}-start", partial(self._start_one, [place], timeout))
-        except BaseException as error:  # no thread can be started
-            self._filled(place, None, error)
+            with self._lock:
+                if self._closed or place in self._filling or self._places[place] is not None:
+                    return
+                order.append(place)
+                self._filling.add(place)
+            _native.start_thread(f"{self.name}-start", partial(self._start_one, order, timeout))
+        except BaseException as error:  # no thread can be started; or this one was interrupted
+            with self._lock:
+                is_mine = bool(order)
+                order.clear()
+            if is_mine:
+                if isinstance(error, Exception):
+                    self._failed(began, error)
+                self._filled(place, None)
             if not isinstance(error, Exception):
                 raise
 
-    def _start_one(self, places: list[int], timeout: float) -> None:
-        """A thread: start a child, and wait until it is ready."""
-        try:
-            place = places.pop()
-        except IndexError:  # started twice
-            return
-        until = monotonic() + timeout
+    def _start_one(self, order: list[int], timeout: float) -> None:
+        """A thread: start a child for a place, and wait until it is ready; again, as long as there is hope."""
+        with self._lock:
+            if not order:  # started twice, or given up
+                return
+            place = order.pop()
+        child, again = None, True
+        while child is None and again:
+            self._rest()
+            began = monotonic()
+            try:
+                child = self._started(place, began + timeout)
+            except Ended as ended:  # another error, which is never raised here: a traceback would refer to the crew
+                is_late = monotonic() >= began + timeout
+                error = (
+                    _Late(self.name, str(ended)) if is_late else WorkerDied(self.name, f"{ended}, before it was ready")
+                )
+                again = self._failed(began, error)
+            except BaseException as error:
+                again = self._failed(began, error)
+        self._filled(place, child)
+
+    def _rest(self) -> None:
+        """Sit out the pause after a start that failed, unless it is ended."""
+        waiter = _Waiter()
+        with self._lock:
+            pause = self._backoff.until - monotonic()
+            if pause <= 0.0 or self._closed:
+                return
+            self._resting.add(waiter)
+        waiter.gate.acquire(True, pause)
+        with self._lock:
+            self._resting.discard(waiter)
+
+    def _end_pauses(self) -> None:
+        with self._lock:
+            for waiter in self._resting:
+                waiter.wake()
+
+    def _started(self, place: int, until: float) -> Child:
+        """A child that is ready, by some moment. Raises Exception: why there is none."""
         child = None
         try:
+            self._check_open()
             child = self._places[place] = Child(self.name, self._setup)
             if self._closed:  # before this could be found to be killed
                 child.kill()
             child.ready(until)
-        except BaseException as error:
+            return child
+        except BaseException:
             if child is not None:
                 child.kill()
                 child.end()
-            if isinstance(error, Ended):
-                kind = _Late if monotonic() >= until else WorkerDied
-                error = kind(self.name, f"{error}, before it was ready" if kind is WorkerDied else str(error))
-            self._filled(place, None, error)
-        else:
-            self._filled(place, child, None)
+            self._places[place] = None
+            raise
 
-    def _filled(self, place: int, child: Child | None, error: BaseException | None) -> None:
+    def _failed(self, began: float, error: BaseException) -> bool:
+        """A child could not start. Returns whether to try again: not if who waits for starts is to be told."""
+        with self._lock:
+            self._backoff.failed(began, monotonic(), error)
+            for waiter in self._leavers:
+                waiter.error = waiter.error or error
+            return self._backoff.hopeful and not self._closed and not self._leavers
+
+    def _filled(self, place: int, child: Child | None) -> None:
+        """A place has a child that is ready; or it has none, and none is being started."""
         mine: list[Child] = []
         with self._lock:
             self._filling.discard(place)
-            self._places[place] = child
-            if error is not None:
-                self._put_off(error)
-                for waiter in self._leavers:
-                    waiter.error = waiter.error or error
             if child is not None:
-                self._failures = 0
+                self._backoff.succeeded()
                 mine.append(child)  # for a moment
                 self._busy[child] = mine
-        if mine:
-            self._give_back(mine)
-        else:
-            self._fail_waiters()
-            self._tell_leavers()
-
-    def _put_off(self, error: BaseException) -> None:
-        """A child could not start: let some time pass until the next is tried."""
-        self._failures += 1
-        self._pause = monotonic() + min(FIRST_PAUSE * 2.0 ** min(self._failures - 1, 30), LONGEST_PAUSE)
-        self._reason = error
+        self._give_back(mine)
+        self._fail_waiters()
+        self._tell_leavers()
 
     def _has_any(self) -> bool:
         """Whether there is a child, or soon will be."""
@@ -239,13 +282,14 @@ class Crew:
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-            waiting, self._waiting = self._waiting, deque()
             self._leavers.append(waiter)
+            self._end_pauses()
+            for other in self._waiting:
+                other.wake()
+            self._waiting.clear()
             starting = [child for place in self._filling if (child := self._places[place]) is not None]
         for child in starting:
             child.kill()
-        for other in waiting:
-            other.wake()
         for child in idle:
             self._dismiss(child)
         self._tell_leavers()
@@ -307,9 +351,9 @@ class Crew:
         with self._lock:
             if self._filling or (self._closed and self._busy):
                 return
-            leavers, self._leavers = self._leavers, []
-        for waiter in leavers:
-            waiter.wake()
+            for waiter in self._leavers:
+                waiter.wake()
+            self._leavers.clear()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -380,99 +424,135 @@ class Crew:
         """Take a child for a call, into a list: so that it is not lost, whatever comes between.
 
         Raises:
-            WorkerDied: there is none, and none is about to be.
+            WorkerDied: there is none, and no hope that one can be started.
             RuntimeError: the crew is closed.
         """
+        while not self._take_idle(mine):
+            with self._lock:
+                missing = self._missing()
+                is_worth_it = self._backoff.hopeful or monotonic() >= self._backoff.until
+            if missing and is_worth_it:
+                self._fill(missing[0], self._setup.timeout)
+            waiter = _Waiter(mine)
+            try:
+                with self._lock:
+                    if self._idle:
+                        continue
+                    is_any = self._has_any()
+                    if is_any:
+                        self._waiting.append(waiter)
+                if is_any:
+                    waiter.gate.acquire()
+            finally:
+                with self._lock:
+                    waiter.left = True  # or it has one
+            if mine:
+                return
+            with self._lock:
+                self._check_open()
+                if not (self._backoff.hopeful and (is_any or self._missing())):
+                    raise self._none(name)
+
+    def _take_idle(self, mine: list[Child]) -> bool:
+        """Take a child that has nothing to do, if there is one. Raises RuntimeError: the crew is closed."""
         while True:
             with self._lock:
                 self._check_open()
                 if not self._idle:
-                    break
-                self._claim(mine)
+                    return False
+                self._claim(mine, self._idle[-1])
             if mine[0].alive():
-                return
-            self._give_back(mine)  # it died while it had nothing to do
-        waiter = _Waiter(mine)
-        missing = self._missing()
-        if missing and monotonic() >= self._pause:
-            self._fill(missing[0], self._setup.timeout)
-        with self._lock:
-            if self._idle:
-                self._claim(mine)
-                return
-            if not self._has_any():
-                raise self._none(name)
-            self._waiting.append(waiter)
-        try:
-            waiter.gate.acquire()
-        finally:
-            with self._lock:
-                waiter.left = True  # or it has one
-        if not mine:
-            self._check_open()
-            raise self._none(name)
+                return True
+            self._give_back(mine)
+            self._give_up_dead(mine)  # what killed it may have killed others
 
-    def _claim(self, mine: list[Child]) -> None:
-        """Take the last that idles. The lock is held; nothing is lost, wherever this is interrupted."""
-        child = self._idle[-1]
+    def _give_up_dead(self, mine: list[Child], timeout: float | None = None) -> None:
+        """Have children replaced that died while they had nothing to do.
+
+        Args:
+            mine: an empty list, of which the caller gives back what is left there if this is interrupted.
+            timeout: as of `_give_back`.
+        """
+        for child in [*self._idle]:
+            if not child.alive():
+                with self._lock:
+                    if child in self._idle:
+                        self._claim(mine, child)
+                self._give_back(mine, timeout)
+
+    def _claim(self, mine: list[Child], child: Child) -> None:
+        """Take one that idles. The lock is held; nothing is lost, wherever this is interrupted."""
         mine.append(child)
         self._busy[child] = mine
         self._idle.remove(child)
 
     def _none(self, name: str) -> WorkerDied:
         """Why there is no child."""
-        reason = self._reason
+        reason = self._backoff.reason
         how = reason.reason if isinstance(reason, WorkerDied) else f"{type(reason).__name__}: {reason}"
-        due = max(0.0, self._pause - monotonic())
+        due = max(0.0, self._backoff.until - monotonic())
         error = WorkerDied(name, f"a child process could not start: {how}; the next attempt is due in {due:.1f} s")
         error.__cause__ = reason
         return error
 
-    def _give_back(self, mine: list[Child]) -> None:
-        """The child in the list, if there is one, is not the caller's any more. May be called again if interrupted."""
+    def _give_back(self, mine: list[Child], timeout: float | None = None) -> None:
+        """The child in the list, if there is one, is not the caller's any more. May be called again if interrupted.
+
+        Args:
+            mine: the list.
+            timeout: seconds in which another one must be ready if it has ended; `None` for those of the setup.
+        """
         if not mine:
             return
         child, place = mine[0], None
         if not child.ended and not child.alive():
             child.end()
         with self._lock:
-            if self._busy.get(child) is not mine:  # it was given back before
-                mine.clear()
-                return
-            if child.ended or self._closed:
+            self._hand_over()
+            is_mine = self._busy.get(child) is mine  # else it was given back before
+            if is_mine and (child.ended or self._closed):
                 if child in self._places:
                     place = self._places.index(child)
                     self._places[place] = None
                 del self._busy[child]
-                self._tally.died += child.ended
-            else:
-                while self._waiting:
-                    waiter = self._waiting.popleft()
-                    if not waiter.left:
-                        waiter.mine.append(child)
-                        self._busy[child] = waiter.mine
-                        waiter.wake()
-                        break
-                else:
-                    if child not in self._idle:
-                        self._idle.append(child)
-                    del self._busy[child]
-            mine.clear()
-        if not child.ended and self._closed:
+                if child.ended:
+                    self._tally.died += 1
+                    self._backoff.forget()  # that it was there says that they can start
+            elif is_mine and self._waiting:
+                self._waiting[0].mine.append(child)
+                self._hand_over()
+            elif is_mine:
+                if child not in self._idle:
+                    self._idle.append(child)
+                del self._busy[child]
+        if is_mine and not child.ended and self._closed:
             child.dismiss()
-        elif place is not None and monotonic() >= self._pause:
-            self._fill(place, self._setup.timeout)
+        elif place is not None:
+            self._fill(place, self._setup.timeout if timeout is None else timeout)
         self._fail_waiters()
         self._tell_leavers()
+        mine.clear()
+
+    def _hand_over(self) -> None:
+        """Let those go on who are first in line and have a child by now. The lock is held.
+
+        Wherever this is interrupted, whoever comes next completes it.
+        """
+        while self._waiting and (self._waiting[0].left or self._waiting[0].mine):
+            waiter = self._waiting[0]
+            if not waiter.left:
+                self._busy[waiter.mine[0]] = waiter.mine
+                waiter.wake()
+            self._waiting.popleft()
 
     def _fail_waiters(self) -> None:
         """If there is no child any more, nor will be one, nobody is to wait for it."""
         with self._lock:
             if self._has_any():
                 return
-            failed, self._waiting = [*self._waiting], deque()
-        for waiter in failed:
-            waiter.wake()
+            for waiter in self._waiting:
+                waiter.wake()
+            self._waiting.clear()
 
 
 class _Late(WorkerDied):

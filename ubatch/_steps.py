@@ -83,7 +83,8 @@ class Step(Frozen, Generic[T, U]):
             goes on to the next step as it is.
         name: by default the handler's name. In a flow the batcher is called "<flow>.<step>".
         max_size, timeout: as of a `UBatch`.
-        start_method, start_timeout, retries, writable: of the processes; see `ubatch.processes.ProcessExecutor`.
+        start_method, start_timeout, retries, writable: of the processes; see `ubatch.processes.ProcessExecutor`, also
+            for what comes of those that die, or cannot start.
         handler_timeout: seconds that the handler may take for a batch; then its process is killed, and the batch fails
             with `WorkerDied`, or is tried again. `None` for no limit.
         stacked: items are arrays. The handler gets a batch as one array of shape (n, …), in child processes made in

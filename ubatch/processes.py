@@ -48,6 +48,11 @@ class ProcessExecutor(Executor):
 
     What functions log reaches the loggers here, with the answer of their call; with a process that dies it is lost.
 
+    A process that dies is replaced: at once, or, if it had nothing to do, with the next call that comes upon it, or by
+    `start`. If another one cannot start, calls go to the others or wait for a few more attempts. After these, or if
+    none was ever ready, an attempt is made for a call, and put off for longer each time; while there is no process at
+    all, calls fail at once, with the reason.
+
     Functions, arguments and results must pickle. Large buffers of theirs (of numpy arrays, torch tensors in CPU memory,
     bytes, bytearrays, memoryviews) go through shared memory. An array that comes out of a call lies in such memory, and
     can go into the next call without being copied; it keeps the memory of all that came with it: copy it if it is to be
@@ -119,6 +124,8 @@ class ProcessExecutor(Executor):
     def start(self: Self, timeout: float | None = None) -> Self:
         """Start the processes side by side, and wait until all are ready. Does nothing for those that are.
 
+        Those that have died meanwhile are replaced.
+
         Without it, a process is started with the first call that needs it.
 
         Args:
@@ -161,7 +168,7 @@ class ProcessExecutor(Executor):
         """Call a function in one of the processes, and wait for it in this very thread: cheaper than a future.
 
         Raises:
-            WorkerDied: the process died, or none can be started; says how.
+            WorkerDied: the process died, or, time and again, none can be started; says how.
             RuntimeError: the executor has been shut down.
             TypeError: something does not unpickle, there or here; says what.
             Exception: what the function raised, with the traceback in `__cause__`; something does not pickle.

@@ -8,7 +8,7 @@ import random
 import signal
 import sys
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 kept: list[Any] = []
 
@@ -106,6 +106,21 @@ def _rooted(kind: type[Rooted], *args: Any) -> Rooted:
 
 class RootedError(Rooted, Exception):
     """An exception of that kind."""
+
+
+class Timed:
+    """Is as if an alarm went off when it is unpickled, where there is one."""
+
+    alarms: ClassVar[list[Exception]] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _timed, ()
+
+
+def _timed() -> Timed:
+    if Timed.alarms:
+        raise Timed.alarms.pop()
+    return Timed()
 
 
 def fail(kind: str = "plain") -> None:

@@ -1233,6 +1233,15 @@ def test_a_single_call_says_what_cannot_be_read_and_where(make, face, function, 
     assert executor.call(aliens.pid) == pid
 
 
+def test_what_interrupts_the_reading_is_no_fault_of_what_is_read(make):
+    """It is raised as it is, as a caller's alarm: the answer can be read."""
+    executor = make(1)
+    aliens.Timed.alarms.append(TimeoutError("it is late"))
+    with pytest.raises(TimeoutError, match="it is late"):
+        executor.call(aliens.same, aliens.Timed())
+    assert isinstance(executor.call(aliens.same, aliens.Timed()), aliens.Timed)
+
+
 @pytest.mark.parametrize("face", ["call", "submit", "batch"])
 def test_errors_of_reading_keep_no_memory(make, face):
     """Of what came, once it is known that it cannot be read; as no cycle of objects is left."""

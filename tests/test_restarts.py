@@ -466,8 +466,8 @@ def test_interrupts_beside_others(run_python, seed):
             dice = random.Random(SEED)
             executor = ProcessExecutor(2).start()
             done, hits, served, until = threading.Event(), 0, 0, time.monotonic() + 20
-            threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
-            threads.append(threading.Thread(target=kill))
+            threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(3)]
+            threads.append(threading.Thread(target=kill, daemon=True))
             signal.signal(signal.SIGALRM, interrupt)
             for thread in threads: thread.start()
             while time.monotonic() < until:

@@ -254,7 +254,7 @@ def unpack(
     Raises:
         Unreadable: it cannot be unpickled here.
         MemoryError: there is no memory for it.
-        Exception: what `view` raises.
+        Exception: what `view` raises, or what interrupts it.
     """
     data, buffers = inline if head is None else view(*head), [view(*place) for place in places]
     try:
@@ -262,6 +262,16 @@ def unpack(
     except MemoryError:  # no fault of what came
         raise
     except Exception as error:
+        if _can_be_read(data, buffers):  # it was interrupted, by a signal handler's exception
+            raise
         raise Unreadable(f"{failure}: {description(error)}", (data, buffers)) from error
     finally:
         del data, buffers  # a traceback refers to this frame
+
+
+def _can_be_read(data: memoryview, buffers: Sequence[memoryview]) -> bool:
+    try:
+        pickle.loads(data, buffers=buffers)
+    except Exception:
+        return False
+    return True

@@ -291,6 +291,23 @@ def _doc(bound: Bound) -> str | None:
     return bound.__func__.__doc__
 
 
+class Viewing:
+    """Calls through a view of a batcher, which has options for them; see `View`."""
+
+    __slots__ = ("_threshold", "_view")
+
+    def __init__(self, view: Any, threshold: int | None) -> None:
+        self._view = view
+        self._threshold = threshold
+
+    if not TYPE_CHECKING:  # as of `Bound`
+
+        @property
+        def batcher(self):
+            """The batcher, with the options."""
+            return self._view
+
+
 class _Faces(Generic[F_co]):
     """The faces of a batcher on something that has one; `F_co` is the type of the plain function."""
 
@@ -439,19 +456,10 @@ def for_many(call: Any, items: list[Any]) -> Any:
     return batcher.options(priority=getattr(batcher, "priority", 0) + 1)
 
 
-class DynamicView(_DynamicCall[T, U]):
+class DynamicView(Viewing, _DynamicCall[T, U]):
     """Calls that are batched, with options."""
 
-    __slots__ = ("_threshold", "_view")
-
-    def __init__(self, view: Any, threshold: int | None) -> None:
-        self._view = view
-        self._threshold = threshold
-
-    @property
-    def batcher(self) -> Any:
-        """The batcher, with the options."""
-        return self._view
+    __slots__ = ()
 
 
 class DynamicMethod(Bound, _DynamicCall[T, U]):

@@ -19,7 +19,7 @@ from ._collate import Collator, joined, rows_of
 from ._terms import UNSET, Chosen
 from ._typing import Generic, TypeVar, overload
 from .core import UBatch
-from .decorators import Bound, Decorated, _Faces, decorate, for_many
+from .decorators import Bound, Decorated, Viewing, _Faces, decorate, for_many
 
 U = TypeVar("U")
 
@@ -257,19 +257,10 @@ class _Call(_Faces["Stackable[U]"], Generic[U]):
         return InferenceView(self.batcher.options(priority=priority, deadline=deadline, key=key), self._threshold)
 
 
-class InferenceView(_Call[U]):
+class InferenceView(Viewing, _Call[U]):
     """Calls that are batched, with options."""
 
-    __slots__ = ("_threshold", "_view")
-
-    def __init__(self, view: Any, threshold: int | None) -> None:
-        self._view = view
-        self._threshold = threshold
-
-    @property
-    def batcher(self) -> Any:
-        """The batcher, with the options."""
-        return self._view
+    __slots__ = ()
 
 
 class InferenceMethod(Bound, _Call[U]):

@@ -6,7 +6,7 @@ import sys
 
 from ubatch._terms import UNSET
 from ubatch._typing import Generic, ParamSpec, TypeVar, overload
-from ubatch.decorators import Bound, Decorated, decorate, for_many
+from ubatch.decorators import Bound, Decorated, Viewing, decorate, for_many
 
 from .core import UBatch
 
@@ -157,19 +157,10 @@ class _DynamicCall(_Faces["AnyHandler[T, U]"], Generic[T, U]):
         return DynamicView(self.batcher.options(priority=priority, deadline=deadline, key=key), self._threshold)
 
 
-class DynamicView(_DynamicCall[T, U]):
+class DynamicView(Viewing, _DynamicCall[T, U]):
     """Calls that are batched, with options."""
 
-    __slots__ = ("_threshold", "_view")
-
-    def __init__(self, view: Any, threshold: int | None) -> None:
-        self._view = view
-        self._threshold = threshold
-
-    @property
-    def batcher(self) -> Any:
-        """The batcher, with the options."""
-        return self._view
+    __slots__ = ()
 
 
 class DynamicMethod(Bound, _DynamicCall[T, U]):

@@ -13,7 +13,7 @@ from ubatch._collate import joined, rows_of
 from ubatch._loop import Home
 from ubatch._terms import UNSET
 from ubatch._typing import Generic, TypeVar, overload
-from ubatch.decorators import Bound, Decorated, decorate, for_many
+from ubatch.decorators import Bound, Decorated, Viewing, decorate, for_many
 from ubatch.inference import Collating, Stacked, batcher_options, divided, given, name_of, restored, without
 
 from .core import UBatch
@@ -129,19 +129,10 @@ class _Call(_Faces["Stackable[U]"], Generic[U]):
         return InferenceView(self.batcher.options(priority=priority, deadline=deadline, key=key), self._threshold)
 
 
-class InferenceView(_Call[U]):
+class InferenceView(Viewing, _Call[U]):
     """Calls that are batched, with options."""
 
-    __slots__ = ("_threshold", "_view")
-
-    def __init__(self, view: Any, threshold: int | None) -> None:
-        self._view = view
-        self._threshold = threshold
-
-    @property
-    def batcher(self) -> Any:
-        """The batcher, with the options."""
-        return self._view
+    __slots__ = ()
 
 
 class InferenceMethod(Bound, _Call[U]):
